@@ -1,0 +1,93 @@
+"""Checkpoints: all that resuming needs, written so that a half one is never taken for a whole one.
+
+A checkpoint is a folder `step_00001000/` with `model.safetensors`, `optimizer.pt` and `state.json`. It is written
+under a `.tmp` name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file, and a
+checkpoint whose files do not match is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint of `step` into `folder`, and then delete all but the last `keep`.
+
+    `state` is whatever else the run has to remember, as JSON. An OSError (a full disk, say) leaves the earlier
+    checkpoints as they are.
+    """
+    final = folder / f"step_{step:08d}"
+    draft = final.with_name(final.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, draft / WEIGHTS)
+        torch.save(optimizer.state_dict(), draft / OPTIMIZER)
+        files = {name: _sha256(draft / name) for name in (WEIGHTS, OPTIMIZER)}
+        (draft / STATE).write_text(json.dumps({"step": step, "files": files} | state, indent=1))
+        for path in draft.iterdir():
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    for old in whole(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; drafts that a kill left behind are not among them."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp")
+
+
+def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose files have their checksums, and its state; damaged ones are named in a warning."""
+    for path in reversed(whole(folder)):
+        try:
+            state = json.loads((path / STATE).read_text())
+            damaged = [name for name, digest in state["files"].items() if _sha256(path / name) != digest]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged = [str(error)]
+        if not damaged:
+            return path, state
+        warnings.warn(f"checkpoint {path} is damaged ({', '.join(damaged)}) and passed over", stacklevel=2)
+    return None
+
+
+def load(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Put a checkpoint's weights and optimiser state into place, on whatever device they are."""
+    model.load_state_dict(load_file(path / WEIGHTS))
+    optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have a file or folder on the disk itself, not only in the system's cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

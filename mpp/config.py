@@ -1,0 +1,350 @@
+"""The options of a run: dataclasses that are the command line (`--data.path`), the presets and `config.toml` alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mpp.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass
+class Data:
+    """Where the images come from."""
+
+    path: str = "shapes"
+    """Folder of images, parquet, folder of WebDataset .tar shards, hub id, or `shapes` (built-in scenes)."""
+    split: str = "train"
+    """The split to train on, as the set calls it."""
+    eval_split: str | None = None
+    """The split to evaluate on. Default: validation, else test, else images held out of the training split."""
+    fraction: float = 1.0
+    """Share of the training images to use, in 0..1, chosen by --seed."""
+    image_column: str | None = None
+    """The column with the image, needed only where several could be meant."""
+    label_column: str | None = None
+    """The column with the label, likewise; for `shapes`: shape, colour, count or place."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """An image that cannot be read: stop and name it, or skip it, count it and report at the end."""
+    workers: int | None = None
+    """Processes that decode images. Default: none when training on a CPU, else one a core, at most 8."""
+
+
+@dataclass
+class PretrainData(Data):
+    """Where the images come from, and what is predicted."""
+
+    target: str = "mean-colour"
+    """Predicted of a corrupted patch: `mean-colour`, `4x4` (or another GxG: so many cells), or `pixels`."""
+    bits: int = 3
+    """Bits a colour channel: 3 gives 8 bins a channel, so 512 colours."""
+
+
+@dataclass
+class Model:
+    """The Vision Transformer."""
+
+    variant: Literal["nano", "Ti", "S", "B", "L", "H"] = "nano"
+    """Size: nano (1.2 M parameters, for CPUs), Ti (6 M), S (22 M), B (86 M), L (304 M), H (632 M)."""
+    img_size: int | tuple[int, int] = 32
+    """Side of the images the model sees, in pixels, or height and width; a multiple of the patch size."""
+    patch_size: int = 4
+    """Side of a patch in pixels."""
+    embed_dim: int | None = None
+    """Width D of a token, instead of the variant's."""
+    depth: int | None = None
+    """Number of blocks, instead of the variant's."""
+    num_heads: int | None = None
+    """Attention heads a block, instead of the variant's."""
+    mlp_ratio: float = 4.0
+    """Width of a block's hidden layer over D."""
+    pos_embed: Literal["1d", "2d", "relative", "none"] = "1d"
+    """Position embeddings; the paper found 1d, 2d and relative alike, and none 3 points worse."""
+    dropout: float = 0.0
+    """Probability of dropping a unit after each linear layer, in 0..1."""
+    drop_path: float = 0.0
+    """Probability of skipping the last block for a sample (less for earlier ones), in 0..1."""
+
+
+@dataclass
+class Corrupt:
+    """Which patches are corrupted, and what becomes of them."""
+
+    ratio: float = 0.5
+    """Share of an image's patches that are corrupted and predicted."""
+    mask: float = 0.8
+    """Of these, the share that becomes the learnt [mask] embedding;"""
+    other: float = 0.1
+    """that becomes the embedding of a random other patch of the image;"""
+    keep: float = 0.1
+    """that stays as it is. The three sum to 1."""
+    shape: Literal["uniform", "blocks"] = "uniform"
+    """Patches one by one, or rectangular blocks of them (BEiT)."""
+
+
+@dataclass
+class Augment:
+    """What training does to an image before it is cut into patches."""
+
+    crop: Literal["pad", "resized", "none"] = "pad"
+    """pad: the image, shifted by up to --augment.pad; resized: a random part (Inception's crop); none."""
+    pad: int = 4
+    """Largest shift of crop pad, in pixels of the model's input."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area that crop resized takes."""
+    flip: float = 0.5
+    """Probability of mirroring left and right."""
+
+
+@dataclass
+class Optim:
+    """How the weights change."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    """adam is the paper's; adamw decays weights apart from the gradient."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    lr_batch_size: int | None = None
+    """The batch size --optim.lr is meant for: at another, lr is scaled in proportion. Default: no scaling."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running mean of gradients and of their squares."""
+    weight_decay: float = 0.05
+    """On the weights of linear layers; biases, norms and embeddings are left alone."""
+    warmup_steps: int = 50
+    """Steps over which lr rises from 0 in a straight line."""
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    """How lr falls to 0 after the warm-up."""
+    clip_norm: float = 1.0
+    """Scale gradients down to this norm; 0 leaves them."""
+
+
+@dataclass
+class Train:
+    """How long, how fast, and what is kept."""
+
+    steps: int = 300
+    """Optimiser steps in all (a resumed run counts those it had)."""
+    batch_size: int = 128
+    """Images a step, over all processes and accumulation."""
+    accumulate: int = 1
+    """Parts a step's batch is computed in, one after another, where memory is short."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on accelerators that have it, else fp32."""
+    compile: bool = False
+    """torch.compile the model: a minute at the start, faster steps on GPUs (on CPUs it needs a C++ compiler)."""
+    log_every: int = 1
+    """Steps between lines in metrics.jsonl and TensorBoard."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; there is one at the end and at a stop besides."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints to keep."""
+
+
+@dataclass
+class Eval:
+    """Evaluation on held-out images while training."""
+
+    every: int = 100
+    """Steps between evaluations; there is one at the end besides."""
+    images: int = 2000
+    """How many held-out images, at most."""
+    batch_size: int = 256
+    """Images a batch; the same on any number of processes, so that results are."""
+    pictures: int = 8
+    """How many images to draw: input, corrupted, predicted colours, true colours."""
+
+
+@dataclass
+class Pretrain:
+    """Pretrain a Vision Transformer by masked patch prediction.
+
+    Half the patches of every image are corrupted, and the model learns to tell their colours. With no option it trains
+    on built-in images for a few minutes, on whatever this machine has. Example:
+
+      accelerate launch mpp/pretrain.py --config recipes/presets/tiny-imagenet-32.toml --data.path DIR --output runs/tin
+    """
+
+    data: PretrainData = field(default_factory=PretrainData)
+    model: Model = field(default_factory=Model)
+    corrupt: Corrupt = field(default_factory=Corrupt)
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+    seed: int = 0
+    """Of all random numbers: weights, order, augmentation, corruption."""
+    output: str | None = None
+    """The run's folder. Default: runs/pretrain-<date and time>."""
+    config: str | None = None
+    """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
+    resume: bool = False
+    """Go on from the latest good checkpoint of --output; start fresh if there is none."""
+
+
+Config = TypeVar("Config")
+
+
+def parse(kind: type[Config], args: list[str] | None = None) -> Config:
+    """Read a command line into `kind`, over the preset that --config names. A bad option ends the process with 2."""
+    import tyro
+
+    args = sys.argv[1:] if args is None else args
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one prints help and errors
+    default = kind()
+    if path := _named_preset(args):
+        try:
+            default = tyro.cli(kind, args=as_arguments(read_toml(path)), console_outputs=speaks)
+        except SystemExit:
+            print(f"error: the option above is in {path}" if speaks else "", file=sys.stderr)
+            raise
+    return tyro.cli(kind, args=args, default=default, console_outputs=speaks)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A preset's or a run's options; raises UserError if the file is missing or no TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not TOML: {error}") from error
+
+
+def write_toml(config: Any, path: Path) -> None:
+    """Write a configuration so that `--config path` repeats it. What is None is left out: it is the default."""
+    import tomli_w
+
+    def plain(values: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in values.items() if value is not None}
+        return {key: plain(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+    values = plain(dataclasses.asdict(config))
+    for once in ("config", "resume", "output"):  # about one start of the command, not about what it computes
+        values.pop(once, None)
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """A configuration as {"data.path": ..., ...}: the names of the command line, without hyphens."""
+    return _flatten(dataclasses.asdict(config))
+
+
+def as_arguments(values: dict[str, Any]) -> list[str]:
+    """Nested values as the command line that would set them, so that one parser checks both."""
+    arguments = []
+    for name, value in _flatten(values).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            group, _, last = option.rpartition(".")
+            arguments.append("--" + ".".join(filter(None, [group, last if value else f"no-{last}"])))
+        else:
+            arguments += [f"--{option}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return arguments
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        found |= _flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _named_preset(args: list[str]) -> str | None:
+    """The value of --config, wherever it stands, given as two words or with '='."""
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith("--config="):
+            return arg.removeprefix("--config=")
+    return None
+
+
+def height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """--model.img-size as (height, width)."""
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+
+def check(config: Any) -> None:
+    """Refuse values that cannot work, before anything is loaded. Raises UserError naming the option and the way out."""
+    model, train, optim, data = config.model, config.train, config.optim, config.data
+    positive = {
+        "--model.patch-size": model.patch_size,
+        "--train.steps": train.steps,
+        "--train.batch-size": train.batch_size,
+        "--train.accumulate": train.accumulate,
+        "--train.log-every": train.log_every,
+        "--train.checkpoint-every": train.checkpoint_every,
+        "--train.keep-checkpoints": train.keep_checkpoints,
+        "--eval.every": config.eval.every,
+        "--eval.images": config.eval.images,
+        "--eval.batch-size": config.eval.batch_size,
+        "--optim.lr": optim.lr,
+        "--data.fraction": data.fraction,
+        "--model.mlp-ratio": model.mlp_ratio,
+    }
+    for option, value in positive.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{option} {value} must be above 0")
+    not_negative = {
+        "--optim.weight-decay": optim.weight_decay,
+        "--optim.warmup-steps": optim.warmup_steps,
+        "--optim.clip-norm": optim.clip_norm,
+        "--augment.pad": config.augment.pad,
+        "--eval.pictures": config.eval.pictures,
+        "--data.workers": data.workers or 0,
+        "--seed": config.seed,
+    }
+    for option, value in not_negative.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise UserError(f"{option} {value} must not be negative")
+    shares = {
+        "--data.fraction": data.fraction,
+        "--augment.flip": config.augment.flip,
+        "--augment.scale": config.augment.scale,
+        "--model.dropout": model.dropout,
+        "--model.drop-path": model.drop_path,
+    }
+    for option, value in shares.items():
+        if not all(0 <= part <= 1 for part in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{option} {value} must be in 0..1")
+    p = model.patch_size
+    for side in height_width(model.img_size):
+        if side < p or side % p:
+            near = sorted({max(1, side // p) * p, (side // p + 1) * p})
+            raise UserError(
+                f"--model.img-size {side} is not a multiple of --model.patch-size {p}; "
+                f"the nearest that are: {', '.join(map(str, near))}"
+            )
+
+
+def check_pretrain(config: Pretrain) -> None:
+    """`check`, and the options that only pretraining has."""
+    from mpp.corrupt import num_corrupted
+    from mpp.targets import make_target
+
+    check(config)
+    c = config.corrupt
+    if min(c.mask, c.other, c.keep) < 0 or abs(c.mask + c.other + c.keep - 1) > 1e-6:
+        raise UserError(
+            f"--corrupt.mask {c.mask}, --corrupt.other {c.other} and --corrupt.keep {c.keep} must be shares with sum 1"
+        )
+    height, width = height_width(config.model.img_size)
+    try:
+        num_corrupted(height * width // config.model.patch_size**2, c.ratio)
+    except ValueError as error:
+        raise UserError(f"--corrupt.ratio {c.ratio}: {error}") from error
+    try:
+        make_target(config.data.target, config.model.patch_size, config.data.bits)
+    except ValueError as error:
+        raise UserError(f"--data.target {config.data.target}, --data.bits {config.data.bits}: {error}") from error

@@ -1,0 +1,263 @@
+"""Where images come from: one function over `datasets`, WebDataset shards, and the built-in `shapes`.
+
+A source gives PIL images by index, opened but not decoded; `pixels` decodes, turns, crops and scales one to uint8 RGB,
+and is the only place where damaged files come to light.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mpp.errors import UserError
+from mpp.shapes import LABELS, SPLITS, Shapes
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image as seen
+
+# Decompression bombs stay refused (PIL raises at twice this), but a large photograph is no reason for a warning.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded; the message says why, without the place."""
+
+
+class Images(Protocol):
+    """A set of images that are read by index."""
+
+    label_names: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+        """Open images, in order; one that is no image is given as `Unreadable` in its place."""
+        ...
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        """Class numbers (len(indices),) int64; raises UserError if the set has none."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The file or row an image comes from, for messages."""
+        ...
+
+
+def load_images(
+    path: str,
+    split: str = "train",
+    *,
+    size: tuple[int, int] = (32, 32),
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Images:
+    """Open one split of a set of images.
+
+    Args:
+        path: `shapes` (built in), a folder of images (with or without a folder a class), a folder or file of parquet,
+            or a hub id. (Folders of WebDataset .tar shards are streamed, see `mpp.streams`.)
+        split: "train", "validation", "test", as the set calls them.
+        size: (height, width) in pixels of the scenes of `shapes`; other images keep their own.
+        image_column, label_column: needed only where several could be meant. For `shapes` the label column is one of
+            shape (default), colour, count, place.
+
+    Raises UserError with the way out if there is no such set, split or column.
+    """
+    if path == "shapes":
+        if split not in SPLITS:
+            raise UserError(f"shapes has no split {split!r}; it has: {', '.join(SPLITS)}")
+        if label_column not in (None, *LABELS):
+            raise UserError(f"shapes has no label column {label_column!r}; it has: {', '.join(LABELS)}")
+        return Shapes(split, size, label_column or "shape")
+    return TableImages(_load_table(path, split), path, split, image_column, label_column)
+
+
+def split_names(path: str) -> list[str]:
+    """The splits of a set, without reading its images."""
+    if path == "shapes":
+        return list(SPLITS)
+    from datasets import get_dataset_split_names
+
+    name, options = source_of(path)
+    with naming_the_source(path):
+        return [str(split) for split in get_dataset_split_names(name, **options)]
+
+
+class TableImages:
+    """Images in a table of `datasets`: memory-mapped from disk, so its size does not matter to memory."""
+
+    def __init__(
+        self, table: Dataset, path: str, split: str, image_column: str | None = None, label_column: str | None = None
+    ) -> None:
+        import datasets
+
+        self.path, self.split = path, split
+        image = _pick_column(table, image_column, "image")
+        label = _pick_column(table, label_column, "label")
+        self.label_names: list[str] | None = None
+        if label:
+            if not isinstance(
+                table.features[label], datasets.ClassLabel
+            ):  # numbers or words: the values are the classes
+                table = table.class_encode_column(label)
+            self.label_names = list(table.features[label].names)
+        self.columns = table.column_names
+        self.image_column, self.label_column = image, label
+        self.table = table.cast_column(image, datasets.Image(decode=False)).select_columns(image)
+        self.label_table = table.select_columns(label) if label else None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+        return [open_image(row) for row in self.table[list(map(int, indices))][self.image_column]]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        if self.label_table is None:
+            raise UserError(f"{self.path} has no label column; name one of {self.columns} with --data.label-column")
+        return np.asarray(self.label_table[list(map(int, indices))][self.label_column], dtype=np.int64)
+
+    def where(self, index: int) -> str:
+        row = self.table[int(index)][self.image_column] or {}
+        return row["path"] if row.get("path") and row.get("bytes") is None else f"{self.path}, {self.split} row {index}"
+
+
+def open_image(row: dict | None) -> Image.Image | Unreadable:
+    """Open a table's {"bytes": ..., "path": ...}; only the header is read."""
+    try:
+        if row is None:
+            return Unreadable("the row is empty")
+        return Image.open(row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"]))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return _unreadable(error)
+
+
+def size_as_seen(image: Image.Image) -> tuple[int, int]:
+    """(height, width) after the EXIF rotation, from the header alone."""
+    width, height = image.size
+    return (width, height) if _quarter_turned(image) else (height, width)
+
+
+def pixels(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
+    """Decode an image to uint8 RGB (H, W, 3), cut to `box` (default all of it) and scaled to `size` = (H, W).
+
+    JPEGs are shrunk while being decoded, as far as the result allows. EXIF rotation is applied, palettes, CMYK, 16-bit
+    and greyscale become RGB, transparency is laid over white. Raises Unreadable.
+    """
+    height, width = size_as_seen(image)
+    box = box or (0, 0, width, height)
+    try:
+        if image.format == "JPEG":
+            want_w = size[1] * width / (box[2] - box[0])
+            want_h = size[0] * height / (box[3] - box[1])
+            want = (want_h, want_w) if _quarter_turned(image) else (want_w, want_h)
+            image.draft(None, (max(1, round(want[0])), max(1, round(want[1]))))
+        image.load()
+        if image.format in ("JPEG", "PNG", "WEBP", "TIFF", "MPO"):
+            image = ImageOps.exif_transpose(image)
+        image = _to_rgb(image)
+        if image.size != (width, height):  # shrunk by draft: the box shrinks along
+            fx, fy = image.size[0] / width, image.size[1] / height
+            box = (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy)
+        if box == (0, 0, *image.size) and image.size == (size[1], size[0]):
+            return np.asarray(image)
+        return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise _unreadable(error) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey, where PIL's own conversion clips at 255
+        grey = np.asarray(image).astype(np.float64)
+        if not np.isfinite(grey).all():
+            raise ValueError("pixels that are not finite numbers")
+        top = 65535.0
+        if image.mode == "F":  # no convention: 0..1, 0..255 or 0..65535, by the largest value
+            top = next((limit for limit in (1.0, 255.0) if grey.max() <= limit), 65535.0)
+        image = Image.fromarray((np.clip(grey / top, 0, 1) * 255).round().astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _quarter_turned(image: Image.Image) -> bool:
+    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8) if "exif" in image.info else False
+
+
+def _unreadable(error: BaseException) -> Unreadable:
+    if isinstance(error, UnidentifiedImageError):
+        return Unreadable("no image format that PIL knows")
+    return Unreadable(str(error).strip().replace("\n", " ") or type(error).__name__)
+
+
+def _load_table(path: str, split: str) -> Dataset:
+    from datasets import load_dataset
+
+    if split not in (splits := split_names(path)):
+        raise UserError(f"{path} has no split {split!r}; it has: {', '.join(splits)} (--data.split, --data.eval-split)")
+    name, options = source_of(path)
+    with naming_the_source(path):
+        return load_dataset(name, split=split, **options)
+
+
+def source_of(path: str) -> tuple[str, dict[str, dict[str, str]]]:
+    """What `datasets.load_dataset` takes for a path: its first argument and options."""
+    here = Path(path).expanduser()
+    if here.is_dir():
+        if not any(here.iterdir()):
+            raise UserError(f"--data.path {path} is an empty folder")
+        return str(here), {}
+    if here.suffix == ".parquet" and here.is_file():
+        return "parquet", {"data_files": {"train": str(here)}}
+    if here.exists():
+        raise UserError(f"--data.path {path} is a file that is not parquet; give a folder of images or a .parquet file")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"--data.path {path} does not exist")
+    return path, {}
+
+
+@contextmanager
+def naming_the_source(path: str) -> Iterator[None]:
+    """Turn what `datasets` raises for a bad source into one line that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"--data.path {path} could not be read as a set of images ({reason}); it takes a folder of images, "
+            f"a folder or file of parquet, a folder of WebDataset .tar shards, a hub id, or shapes"
+        ) from error
+
+
+def _pick_column(table: Dataset, named: str | None, kind: str) -> str:
+    """The column called `named`, or the one whose type says that it holds the "image" or the "label" ("" if none)."""
+    import datasets
+
+    columns = ", ".join(table.column_names)
+    if named is not None:
+        if named not in table.column_names:
+            raise UserError(f"--data.{kind}-column {named}: there is no such column; there are: {columns}")
+        return named
+    types = datasets.Image if kind == "image" else datasets.ClassLabel
+    fitting = [name for name, feature in table.features.items() if isinstance(feature, types)]
+    if not fitting:  # plain parquet: bytes for an image, and a label only if it is called so
+        plain = (name for name, feature in table.features.items() if isinstance(feature, datasets.Value))
+        binary = ("binary", "large_binary")
+        fitting = [n for n in plain if (table.features[n].dtype in binary if kind == "image" else n == "label")]
+    if len(fitting) > 1 or (kind == "image" and not fitting):
+        found = f"several columns could hold the {kind}: {', '.join(fitting)}" if fitting else f"no {kind} column"
+        raise UserError(f"{found} among {columns}; name it with --data.{kind}-column")
+    return fitting[0] if fitting else ""

@@ -1,0 +1,213 @@
+"""From a set of images to batches of uint8 tensors: order, decoding, and the draws that belong to each sample.
+
+A batch is a dict of tensors over its samples; `draws` of a job (its corruption) are made here too, beside the decoding
+and off the device's path. What a sample gets depends on (seed, step, place in the global batch) alone, so the batches
+are the same on any number of processes, workers and accumulation steps, and from any step on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mpp.augment import Crop, centred_box, random_resized_box
+from mpp.draws import Purpose, generator
+from mpp.images import Images, Unreadable, pixels, size_as_seen
+
+Batch = dict[str, Any]
+Rngs = list[np.random.Generator]
+Draws = Callable[[Rngs], dict[str, torch.Tensor]]
+_MAX_SKIPS_IN_A_ROW = 1000
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every global batch that one process computes, in `accumulate` micro-batches."""
+
+    batch_size: int  # global
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+    def places(self, micro: int) -> range:
+        """Places in the global batch of this process's micro-batch number `micro`."""
+        size = self.batch_size // (self.world_size * self.accumulate)
+        start = (self.rank * self.accumulate + micro) * size
+        return range(start, start + size)
+
+
+@dataclass(frozen=True)
+class View:
+    """How samples are cropped: to `size` (H, W), and by which augmentation (none for evaluation)."""
+
+    size: tuple[int, int]
+    crop: Crop = "none"
+    pad: int = 0
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.0
+
+    def cut(self, image: Any, rng: np.random.Generator) -> np.ndarray:
+        """Decode one image into (H, W, 3) uint8. Raises Unreadable."""
+        height, width = size_as_seen(image)
+        aspect = self.size[1] / self.size[0]
+        if self.crop == "resized":
+            box = random_resized_box(rng, height, width, aspect, self.scale)
+        else:
+            box = centred_box(height, width, aspect)
+        return pixels(image, self.size, box)
+
+    def draw(self, rngs: Rngs) -> dict[str, torch.Tensor]:
+        """The shift (B, 2) and flip (B,) of samples, made later on the device."""
+        pad = self.pad if self.crop == "pad" else 0
+        u = torch.from_numpy(np.stack([rng.random(3) for rng in rngs]))
+        return {"shift": (u[:, :2] * (2 * pad + 1)).long() - pad, "flip": u[:, 2] < self.flip}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What to read: image `index` of the set, for `place` of the global batch of `step`."""
+
+    index: int
+    step: int
+    place: int
+
+
+class SampleReader(Dataset):
+    """Turns lists of `Sample` into batches, in the worker processes."""
+
+    def __init__(
+        self, images: Images, view: View, draws: Draws, seed: int, purpose: Purpose, labels: bool, replace: bool
+    ) -> None:
+        self.images, self.view, self.draws = images, view, draws
+        self.seed, self.purpose, self.labels, self.replace = seed, purpose, labels, replace
+
+    def __getitems__(self, samples: Sequence[Sample]) -> Batch:
+        """Read samples. The unreadable are named in batch["unreadable"] and, with `replace`, stood in for by the next
+        readable image of the set; else they are left out."""
+        rngs = [generator(self.seed, self.purpose, s.step, s.place) for s in samples]
+        opened = self.images.read([s.index for s in samples])
+        arrays, indices, kept, unreadable = [], [], [], {}
+        for sample, image, rng in zip(samples, opened, rngs, strict=True):
+            index = sample.index
+            for _ in range(_MAX_SKIPS_IN_A_ROW):
+                try:
+                    if isinstance(image, Unreadable):
+                        raise image
+                    arrays.append(self.view.cut(image, rng))
+                    indices.append(index)
+                    kept.append(rng)
+                    break
+                except Unreadable as error:
+                    unreadable[self.images.where(index)] = str(error)
+                    if not self.replace:
+                        break
+                    index = (index + 1) % len(self.images)
+                    image = self.images.read([index])[0]
+        batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices)}
+        if not arrays or (self.replace and len(arrays) < len(samples)):
+            return batch  # nothing to train on; the caller sees why in "unreadable"
+        batch["images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        if self.labels:
+            batch["labels"] = torch.from_numpy(self.images.labels(indices))
+        return batch | self.view.draw(kept) | self.draws(kept)
+
+
+class TrainOrder:
+    """Micro-batches of samples for one process, from `start` on: epochs of a fresh permutation each, end to end."""
+
+    def __init__(self, num_images: int, seed: int, share: Share, start: int, steps: int) -> None:
+        self.num_images, self.seed, self.share = num_images, seed, share
+        self.start, self.steps = start, steps
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.share.accumulate
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start, self.steps):
+            for micro in range(self.share.accumulate):
+                samples = []
+                for place in self.share.places(micro):
+                    position = step * self.share.batch_size + place
+                    if position // self.num_images != epoch:
+                        epoch = position // self.num_images
+                        order = generator(self.seed, Purpose.ORDER, epoch).permutation(self.num_images)
+                    samples.append(Sample(int(order[position % self.num_images]), step, place))
+                yield samples
+
+
+def train_loader(
+    images: Images,
+    view: View,
+    draws: Draws,
+    *,
+    seed: int,
+    share: Share,
+    start: int,
+    steps: int,
+    workers: int,
+    labels: bool = False,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of training, one for each micro-batch of this process from step `start` to `steps`."""
+    return DataLoader(
+        SampleReader(images, view, draws, seed, Purpose.TRAIN, labels, replace=True),
+        batch_sampler=TrainOrder(len(images), seed, share, start, steps),  # type: ignore[arg-type]
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def eval_loader(
+    images: Images,
+    size: tuple[int, int],
+    draws: Draws,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    labels: bool = False,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Every image once, in batches dealt out to the processes in turn. Draws do not depend on a run's seed, so that all
+    runs are measured on the same task; batches do not depend on the number of processes, so that results do not."""
+    every = [Sample(i, 0, i) for i in range(len(images))]
+    batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+    return DataLoader(
+        SampleReader(images, View(size), draws, 0, Purpose.EVAL, labels, replace=False),
+        batch_sampler=batches[rank::world_size],  # type: ignore[arg-type]
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+
+
+class Subset:
+    """Some images of a set, by index."""
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        self.images, self.indices = images, indices
+        self.label_names = images.label_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: Sequence[int]) -> list:
+        return self.images.read(self.indices[np.asarray(indices)].tolist())
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        return self.images.labels(self.indices[np.asarray(indices)].tolist())
+
+    def where(self, index: int) -> str:
+        return self.images.where(int(self.indices[index]))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

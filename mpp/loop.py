@@ -1,0 +1,368 @@
+"""The training loop of every job, over Accelerate: accumulate, step, log, evaluate, checkpoint, resume, stop.
+
+A job says what is learnt (`Job`); the loop owns everything else, and reads from top to bottom in `train`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mpp import checkpoints
+from mpp.config import Train
+from mpp.errors import UserError
+from mpp.loader import Batch, Share
+from mpp.optim import build_optimizer, schedule
+from mpp.records import Records, refuse_to_overwrite
+
+
+class Job(Protocol):
+    """What a command trains and how it is measured."""
+
+    model: nn.Module
+    num_images: int  # of an epoch
+
+    def batches(self, share: Share, start: int) -> DataLoader:
+        """This process's micro-batches from step `start` on."""
+        ...
+
+    def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch, and further metrics of it, all scalars on the device."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on held-out images, the same on all processes."""
+        ...
+
+    def pictures(self, model: nn.Module) -> dict[str, Tensor]:
+        """Pictures by name, uint8 (B, C, H, W)."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """How training ended."""
+
+    step: int
+    metrics: dict[str, float]  # of the last evaluation
+    seconds: float  # of this start of the command
+    stopped: bool  # by a signal, before the last step
+    unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where, why
+
+
+def start_accelerator(train: Train) -> Accelerator:
+    """Set up devices, processes and precision, and say which they are.
+
+    Several processes on a machine without an accelerator form one gloo group: Accelerate has to be told (`cpu=True`),
+    or each would train alone and write the same files.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    parts = world_size * train.accumulate
+    if train.batch_size % parts:
+        raise UserError(
+            f"--train.batch-size {train.batch_size} does not divide into {world_size} processes x --train.accumulate "
+            f"{train.accumulate}; {train.batch_size // parts * parts or parts} does"
+        )
+    has_accelerator = torch.accelerator.is_available()
+    bf16 = train.precision == "bf16" or (
+        train.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    accelerator = Accelerator(
+        cpu=not has_accelerator and world_size > 1,
+        mixed_precision="bf16" if bf16 else "no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(logging_dir="."),  # `prepare_output` says where
+    )
+    where = accelerator.device.type
+    if where == "cpu":
+        _use_the_cpu_well(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        where = f"the CPU with {torch.get_num_threads()} threads each"
+    accelerator.print(
+        f"processes: {accelerator.num_processes}, on {where}, in {'bf16' if bf16 else 'fp32'}; a batch of "
+        f"{train.batch_size} is {world_size} processes x {train.accumulate} parts x {train.batch_size // parts} images"
+    )
+    return accelerator
+
+
+def prepare_output(output: str | None, command: str, resume: bool, accelerator: Accelerator) -> Path:
+    """The run's folder, the same on all processes. Raises UserError if it holds a run that is not to be resumed."""
+    if output is None and resume:
+        raise UserError("--resume goes on with the run in --output; name that folder")
+    named = [output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"]
+    folder = Path(broadcast_object_list(named)[0])
+    if not resume:
+        refuse_to_overwrite(folder)
+    accelerator.wait_for_everyone()  # before the main process writes into it
+    accelerator.project_configuration.logging_dir = str(folder)
+    return folder
+
+
+def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headline: str) -> Outcome:
+    """Train a job to its last step or to a stop signal, leaving everything in `output`.
+
+    `headline` is the evaluation metric that the hyper-parameter table of TensorBoard shows.
+    """
+    options: Train = config.train
+    optimizer = build_optimizer(job.model, config.optim, options.batch_size)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    found = checkpoints.latest(output / "checkpoints") if config.resume else None
+    if found:
+        checkpoints.load(found[0], job.model, optimizer)
+    first = found[1]["step"] if found else 0
+    accelerator.print(f"resuming {found[0]} at step {first}" if found else f"training from step 0 into {output}")
+    lr = schedule(optimizer, peaks, config.optim, options.steps, first)
+    if options.compile:
+        job.model.compile()
+    model, optimizer = accelerator.prepare(job.model, optimizer)
+    bare = accelerator.unwrap_model(model)  # for evaluation: no gradients to share, so no group to wait for
+    records = Records(output, accelerator, config)
+    accelerator.wait_for_everyone()
+    records.open(first, headline)
+    share = Share(options.batch_size, accelerator.process_index, accelerator.num_processes, options.accumulate)
+    loader = job.batches(share, first)
+    clock = Clock()
+    outcome = Outcome(first, {}, 0.0, stopped=False)
+    bar = tqdm(
+        total=options.steps,
+        initial=first,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+    )
+
+    def evaluate(step: int) -> dict[str, float]:
+        with clock.paused():
+            bare.eval()
+            with torch.no_grad():
+                metrics = {f"eval/{name}": value for name, value in job.evaluate(bare).items()}
+                if accelerator.is_main_process:
+                    records.pictures(step, job.pictures(bare))
+            bare.train()
+            return metrics
+
+    def save(step: int) -> None:
+        with clock.paused():
+            if accelerator.is_main_process:
+                checkpoints.save(output / "checkpoints", step, bare, optimizer, {}, options.keep_checkpoints)
+            accelerator.wait_for_everyone()
+
+    model.train()
+    evaluated = saved = -1
+    with StopSignals() as stop, bar:
+        batches = iter(loader)
+        for step in range(first + 1, options.steps + 1):
+            seed_dropout(config.seed, step, accelerator.process_index)
+            parts = []
+            for _ in range(options.accumulate):
+                with clock.waiting_for_data():
+                    batch = next_batch(batches, config.data.on_error, outcome.unreadable)
+                    batch = to_device(batch, accelerator.device)
+                with accelerator.accumulate(model):
+                    loss, metrics = job.training_step(model, batch)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        norm = clip_gradients(accelerator, model, config.optim.clip_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                parts.append({"loss": loss.detach()} | metrics)
+            used_lr = lr.get_last_lr()[0]
+            lr.step()
+            outcome.step = step
+            clock.count(options.batch_size)
+            bar.update()
+
+            last = step == options.steps
+            values: dict[str, float] = {}
+            if step % options.log_every == 0 or last:  # the only place in the loop that waits for the device
+                values = {f"train/{name}": value for name, value in mean_over_group(accelerator, parts).items()}
+                values |= {"optim/lr": used_lr, "optim/grad_norm": float(norm)} | clock.read()
+                bar.set_postfix_str(
+                    f"loss {values['train/loss']:.3f}, {values['speed/images_per_second']:.0f} images/s", refresh=False
+                )
+                if not all(map(torch.isfinite, map(torch.tensor, (values["train/loss"], values["optim/grad_norm"])))):
+                    raise UserError(
+                        f"the loss is {values['train/loss']} and the gradient {values['optim/grad_norm']} at step "
+                        f"{step}; a lower --optim.lr (now {used_lr:.2g}) or more --optim.warmup-steps may help; "
+                        f"--resume goes back to the last checkpoint"
+                    )
+            if step % config.eval.every == 0 or last:
+                outcome.metrics = evaluate(step)
+                values |= outcome.metrics
+                evaluated = step
+                bar.write(summary_line(step, options.steps, outcome.metrics), file=sys.stdout)
+            if values:
+                epoch = step * options.batch_size / job.num_images
+                records.log(step, {"epoch": epoch} | values)
+            if step % options.checkpoint_every == 0 or last:
+                save(step)
+                saved = step
+            if stop.agreed(accelerator, due=step % options.log_every == 0):
+                outcome.stopped = not last
+                break
+
+    if evaluated != outcome.step and not outcome.stopped:  # resumed after the last step: nothing was left to train
+        outcome.metrics = evaluate(outcome.step)
+    if saved != outcome.step and outcome.stopped:
+        save(outcome.step)
+    outcome.seconds = clock.total()
+    outcome.unreadable = gather_unreadable(accelerator, outcome.unreadable | getattr(job, "unreadable", {}))
+    return outcome
+
+
+def next_batch(batches: Iterator[Batch], on_error: str, unreadable: dict[str, str]) -> Batch:
+    """The next micro-batch; images that could not be read stop the run, or are noted in `unreadable`."""
+    batch = next(batches)
+    note_unreadable(batch, on_error, unreadable)
+    if "images" not in batch:
+        raise UserError(
+            f"no readable image was found among {len(batch['unreadable'])} in a row; is this the right set?"
+        )
+    return batch
+
+
+def note_unreadable(batch: Batch, on_error: str, unreadable: dict[str, str]) -> None:
+    """Take the names of unreadable images from a batch; raises UserError unless they are to be skipped."""
+    found: dict[str, str] = batch.pop("unreadable")
+    if found and on_error == "stop":
+        where, why = next(iter(found.items()))
+        raise UserError(f"image {where} could not be read ({why}); --data.on-error skip leaves such images out")
+    unreadable |= found
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch's tensors; from pinned memory without waiting for the copy."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make dropout and drop path functions of the step, so that resuming needs no random state."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
+    """Scale gradients down to `max_norm` if they are above it (0: never); returns their norm before."""
+    return accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+
+
+def mean_over_group(accelerator: Accelerator, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means of a step's metrics over its micro-batches and all processes: one transfer for all of them."""
+    names = list(parts[0])
+    values = torch.stack([torch.stack([part[name].float() for name in names]) for part in parts]).mean(0)
+    return dict(zip(names, accelerator.reduce(values, "mean").tolist(), strict=True))
+
+
+def gather_unreadable(accelerator: Accelerator, mine: dict[str, str]) -> dict[str, str]:
+    """What all processes could not read."""
+    return dict(gather_object(list(mine.items()))) if accelerator.num_processes > 1 else mine
+
+
+def summary_line(step: int, steps: int, metrics: dict[str, float]) -> str:
+    """An evaluation in one line for the terminal."""
+    return f"step {step}/{steps}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM ask for a clean stop with a checkpoint; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        print("\nstopping after this step, with a checkpoint (again: at once)", file=sys.stderr, flush=True)
+        for one in self.previous:
+            signal.signal(one, signal.SIG_DFL)
+
+    def agreed(self, accelerator: Accelerator, due: bool) -> bool:
+        """Whether to stop now. Processes agree where they meet anyway, when `due`, so that none waits for another."""
+        if accelerator.num_processes == 1:
+            return self.requested
+        if not due:
+            return False
+        return bool(accelerator.reduce(torch.tensor(float(self.requested), device=accelerator.device)) > 0)
+
+
+class Clock:
+    """Time spent training, waiting for data, and neither (evaluation, checkpoints: `paused`)."""
+
+    def __init__(self) -> None:
+        self.started = self.mark = time.perf_counter()
+        self.waited = self.away = 0.0
+        self.images = 0
+
+    def waiting_for_data(self) -> _Stopwatch:
+        return _Stopwatch(lambda seconds: setattr(self, "waited", self.waited + seconds))
+
+    def paused(self) -> _Stopwatch:
+        return _Stopwatch(lambda seconds: setattr(self, "away", self.away + seconds))
+
+    def count(self, images: int) -> None:
+        self.images += images
+
+    def read(self) -> dict[str, float]:
+        """Speeds since the last reading: images a second and the share of time (0..1) spent waiting for data."""
+        now = time.perf_counter()
+        busy = max(1e-9, now - self.mark - self.away)
+        speeds = {"speed/images_per_second": self.images / busy, "speed/data_wait": self.waited / busy}
+        self.mark, self.waited, self.away, self.images = now, 0.0, 0.0, 0
+        return speeds
+
+    def total(self) -> float:
+        return time.perf_counter() - self.started
+
+
+class _Stopwatch:
+    def __init__(self, done: Callable[[float], None]) -> None:
+        self.done = done
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.done(time.perf_counter() - self.started)
+
+
+def _use_the_cpu_well(local_processes: int) -> None:
+    """Threads and memory for training on a CPU.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nothing else is said, which halves the speed on two
+    cores; a larger number is somebody's wish and stays. Keeping freed blocks of memory instead of giving them back to
+    the system after every tensor saves page faults: 10 to 30 % of a step of the nano model at batch 256 (glibc only).
+    """
+    if int(os.environ.get("OMP_NUM_THREADS", 1)) == 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local_processes))
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+            libc.mallopt(m_mmap_threshold, 1 << 30)
+            libc.mallopt(m_trim_threshold, (1 << 31) - 1)

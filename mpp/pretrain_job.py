@@ -1,0 +1,227 @@
+"""What masked patch prediction trains and how it is measured: the `Job` that mpp/pretrain.py gives to the loop."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mpp.augment import normalise, shift_and_flip
+from mpp.config import Pretrain, height_width
+from mpp.corrupt import Corruption, draw_corruption
+from mpp.draws import Purpose, generator
+from mpp.images import Images, load_images, split_names
+from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
+from mpp.loop import Outcome, note_unreadable, to_device
+from mpp.models import MaskedPatchModel
+from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
+from mpp.vit import ViT
+
+
+class PretrainJob:
+    """Masked patch prediction on one set of images, measured on held-out ones against two guesses without a model."""
+
+    def __init__(self, config: Pretrain, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        m, size = config.model, height_width(config.model.img_size)
+        self.size = size
+        vit = ViT(
+            m.variant,
+            img_size=size,
+            patch_size=m.patch_size,
+            embed_dim=m.embed_dim,
+            depth=m.depth,
+            num_heads=m.num_heads,
+            mlp_ratio=m.mlp_ratio,
+            pos_embed=m.pos_embed,
+            dropout=m.dropout,
+            drop_path=m.drop_path,
+        )
+        self.target = make_target(config.data.target, m.patch_size, config.data.bits)
+        self.model = MaskedPatchModel(vit, self.target.num_outputs)
+        self.grid = vit.grid
+        self.train_images, self.eval_images = open_splits(config, size)
+        self.num_images = len(self.train_images)
+        self.unreadable: dict[str, str] = {}
+        self.workers = config.data.workers
+        if self.workers is None:
+            self.workers = 0 if accelerator.device.type == "cpu" else min(8, torch.get_num_threads())
+        a = config.augment
+        self.view = View(size, a.crop, a.pad, a.scale, a.flip)
+
+    def batches(self, share: Share, start: int) -> DataLoader:
+        return train_loader(
+            self.train_images,
+            self.view,
+            self.draw,
+            seed=self.config.seed,
+            share=share,
+            start=start,
+            steps=self.config.train.steps,
+            workers=self.workers or 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def draw(self, rngs: Rngs) -> dict[str, Tensor]:
+        """The corruption of a batch, from its samples' generators."""
+        c = self.config.corrupt
+        corruption = draw_corruption(rngs, self.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
+        return corruption._asdict()
+
+    def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images = shift_and_flip(batch["images"], batch["shift"], batch["flip"])
+        predictions, targets = self.predict(model, images, Corruption(batch["indices"], batch["sources"]))
+        loss = self.target.loss(predictions, targets)
+        with torch.no_grad():
+            right = self.target.predicted_bins(predictions) == self.target.bins(targets)
+        return loss, {"bin_accuracy": right.float().mean()}
+
+    def predict(self, model: nn.Module, images: Tensor, corruption: Corruption) -> tuple[Tensor, Tensor]:
+        """Predictions (B, K, outputs) and targets (B, K, ...) of uint8 images' corrupted patches."""
+        everywhere = self.target.of(images)  # (B, N, ...): colours as seen, before normalisation
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        return model(normalise(images), corruption), everywhere[rows, corruption.indices]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Loss and bin accuracy on the held-out images, beside two guesses: the commonest bin, and the bin of the mean
+        colour of the nearest uncorrupted patches. Sums and counts, so that no image counts twice on any number of
+        processes."""
+        device = self.accelerator.device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, right, right by neighbours, images
+        counts = torch.zeros(self.target.cells, self.target.num_bins, dtype=torch.int64, device=device)
+        for batch in self._eval_batches(self.accelerator.process_index, self.accelerator.num_processes):
+            images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
+            predictions, targets = self.predict(model, images, corruption)
+            truth = self.target.bins(targets)  # (B, K, cells)
+            right = self.target.predicted_bins(predictions) == truth
+            colours = nearest_visible_colours(images, corruption.indices, self.config.model.patch_size)
+            guessed = self.target.bins_of_colours(colours) == truth
+            means = [self.target.loss(predictions, targets), right.double().mean(), guessed.double().mean()]
+            sums += torch.stack([*(mean.double() for mean in means), sums.new_ones(())]) * len(images)
+            for cell, count in zip(truth.unbind(-1), counts, strict=True):
+                count += torch.bincount(cell.flatten(), minlength=self.target.num_bins)
+        sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
+        loss, accuracy, neighbours = (sums[:3] / sums[3]).tolist()
+        return {
+            "loss": loss,
+            "bin_accuracy": accuracy,
+            "baseline_majority": (counts.amax(-1).sum() / counts.sum()).item(),
+            "baseline_neighbours": neighbours,
+        }
+
+    def pictures(self, model: nn.Module) -> dict[str, Tensor]:
+        """Held-out images in rows: input | corrupted | predicted colours | true colours."""
+        if not self.config.eval.pictures:
+            return {}
+        batch = next(iter(self._eval_batches(0, 1, self.config.eval.pictures)))
+        images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
+        predictions, targets = self.predict(model, images, corruption)
+        seen = draw_corrupted(images, corruption.indices, corruption.sources, self.config.model.patch_size)
+        predicted = draw_patches(images, corruption.indices, self.target.pixels(predictions))
+        true = draw_patches(images, corruption.indices, self.target.true_pixels(targets))
+        zoom = max(1, 128 // images.shape[-1])
+        row = torch.cat([nn.functional.pad(x, [1] * 4, value=255) for x in (images, seen, predicted, true)], dim=-1)
+        row = row.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+        return {"input_corrupted_predicted_true": row}
+
+    def _eval_batches(self, rank: int, world_size: int, only: int | None = None) -> Any:
+        images = (
+            self.eval_images if only is None else Subset(self.eval_images, np.arange(min(only, len(self.eval_images))))
+        )
+        loader = eval_loader(
+            images,
+            self.size,
+            self.draw,
+            batch_size=self.config.eval.batch_size,
+            rank=rank,
+            world_size=world_size,
+            workers=self.workers or 0,
+        )
+        for batch in loader:
+            note_unreadable(batch, self.config.data.on_error, self.unreadable)
+            if "images" in batch:
+                yield to_device(batch, self.accelerator.device)
+
+
+def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images, Images]:
+    """The images to train on and the held-out ones.
+
+    Held out is --data.eval-split, or the set's validation or test split; a set with none gives up a tenth of its
+    images, but no more than --eval.images.
+    """
+    data = config.data
+    columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
+    train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
+    splits = split_names(data.path)
+    spare = [name for name in ("validation", "test") if name in splits and name != data.split]
+    eval_split = data.eval_split or (spare[0] if spare else None)
+    shuffled = generator(config.seed, Purpose.SPLIT).permutation(len(train))
+    if eval_split is None:
+        held_out = min(config.eval.images, max(1, len(train) // 10))
+        evaluated: Images = Subset(train, np.sort(shuffled[:held_out]))
+        shuffled = shuffled[held_out:]
+    else:
+        evaluated = load_images(data.path, eval_split, **columns)  # type: ignore[arg-type]
+        if len(evaluated) > config.eval.images:
+            chosen = generator(0, Purpose.SPLIT).permutation(len(evaluated))[: config.eval.images]
+            evaluated = Subset(evaluated, np.sort(chosen))
+    kept = max(1, round(len(shuffled) * data.fraction))
+    if kept < len(train):
+        train = Subset(train, np.sort(shuffled[:kept]))
+    return train, evaluated
+
+
+def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outcome) -> dict[str, Any]:
+    """Export the encoder to `backbone/`; returns what result.json says of the run."""
+    draft = output / "backbone.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    job.model.vit.save_pretrained(draft)
+    shutil.rmtree(output / "backbone", ignore_errors=True)
+    draft.rename(output / "backbone")
+    return outcome.metrics | {
+        "command": "pretrain",
+        "step": outcome.step,
+        "images_seen": outcome.step * config.train.batch_size,
+        "seconds": round(outcome.seconds, 1),
+        "train_images": len(job.train_images),
+        "eval_images": len(job.eval_images),
+        "target": config.data.target,
+        "backbone_parameters": sum(p.numel() for p in job.model.vit.parameters()),
+        "unreadable_images": outcome.unreadable,
+    }
+
+
+def closing_summary(config: Pretrain, job: PretrainJob, output: Path, outcome: Outcome) -> str:
+    """What a run says last: what was learnt against the two baselines, and what to do next."""
+    m = outcome.metrics
+    model, majority, neighbours = m["eval/bin_accuracy"], m["eval/baseline_majority"], m["eval/baseline_neighbours"]
+    learnt = (
+        f"It beats guessing from the nearest visible patches by {100 * (model - neighbours):.1f} points."
+        if model > max(neighbours, majority)
+        else "It has not beaten both guesses yet: train for more --train.steps, or with another --optim.lr."
+    )
+    lines = [
+        f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
+        f"the colours of corrupted patches of {len(job.eval_images):,} held-out images are told right by",
+        f"  the commonest colour     {majority:6.1%}",
+        f"  the nearest visible      {neighbours:6.1%}",
+        f"  the model                {model:6.1%}",
+        learnt,
+        f"Pictures: {output / 'samples'}    Curves: tensorboard --logdir {output.parent}",
+        f"Next:     python -c \"import mpp; print(mpp.ViT.from_pretrained('{output / 'backbone'}'))\"",
+    ]
+    if outcome.unreadable:
+        where, why = next(iter(outcome.unreadable.items()))
+        total = len(job.train_images) + len(job.eval_images)
+        lines.insert(
+            1,
+            f"{len(outcome.unreadable)} of {total:,} images in {config.data.path} could not be read and were left "
+            f"out, the first: {where} ({why})",
+        )
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""What a run writes for people and programs to read: config.toml, metrics.jsonl, TensorBoard, pictures, result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from torchvision.io import encode_png
+from torchvision.utils import make_grid
+
+from mpp.config import flat, write_toml
+from mpp.errors import UserError
+
+_PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
+
+
+class Records:
+    """The writing side of a run's folder. Only the main process writes; the others' calls do nothing."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, config: Any) -> None:
+        self.folder, self.accelerator, self.config = folder, accelerator, config
+        self.metrics_file = folder / "metrics.jsonl"
+
+    def open(self, step: int, headline: str) -> None:
+        """Start writing after `step` steps: what an interrupted run wrote beyond them is taken back."""
+        if not self.accelerator.is_main_process:
+            return
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        write_toml(self.config, self.folder / "config.toml")
+        self._take_back(step)
+        # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
+        purge = {"purge_step": step + 1} if step else {}
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(self.config).items()}
+        for summary in hparams(plain, {headline: 0.0}):
+            self._writer().file_writer.add_summary(summary)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same names in TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
+
+    def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
+        """Pictures by name, uint8 (B, C, H, W), to samples/ as one PNG a name and to TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        for name, images in pictures.items():
+            grid = make_grid(images.cpu(), nrow=1, padding=2, pad_value=255)
+            write_whole(self.folder / "samples" / f"{name}_{step:08d}.png", encode_png(grid).numpy().tobytes())
+            self._writer().add_image(f"samples/{name}", grid, step)
+
+    def _take_back(self, step: int) -> None:
+        """Keep only the lines of metrics.jsonl up to `step`, whole ones."""
+        if not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue
+        write_whole(self.metrics_file, "".join(kept).encode())
+
+    def _writer(self) -> Any:
+        return self.accelerator.get_tracker("tensorboard", unwrap=True)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_bytes(content)
+    os.replace(draft, path)
+
+
+def finish(folder: Path, config: Any, result: dict[str, Any]) -> None:
+    """Write a run's result.json: `result`, the seed and the versions of what it ran on."""
+    packages = {name: version(name) for name in _PACKAGES}
+    text = json.dumps(result | {"seed": config.seed, "packages": packages}, indent=1)
+    write_whole(folder / "result.json", text.encode())
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raise UserError if a folder already holds a run."""
+    if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
+        raise UserError(f"--output {folder} already holds a run; --resume goes on with it, or give another folder")

@@ -1,0 +1,328 @@
+"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), its sizes and its position embeddings.
+
+Parameter names are timm's, so that weights move in either direction by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+PosEmbed = Literal["1d", "2d", "relative", "none"]
+
+VARIANTS: dict[str, dict[str, int]] = {
+    "nano": {"embed_dim": 128, "depth": 6, "num_heads": 4},  # ours: for CPUs and small images
+    "Ti": {"embed_dim": 192, "depth": 12, "num_heads": 3},  # DeiT (arXiv 2012.12877), table 1
+    "S": {"embed_dim": 384, "depth": 12, "num_heads": 6},  # DeiT, table 1
+    "B": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv 2010.11929), table 1
+    "L": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "H": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+
+
+class ViT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="masked-patch-pretraining",
+    tags=["vision-transformer", "masked-patch-prediction"],
+    license="apache-2.0",
+):
+    """A Vision Transformer encoder: normalised images (B, C, H, W) -> tokens (B, 1 + N, D), [class] first.
+
+    Args:
+        variant: a size of `VARIANTS`; `embed_dim`, `depth`, `num_heads` and `mlp_ratio` (4 in the paper) override it.
+        img_size: side of a square image, or (height, width), in pixels; a multiple of `patch_size`.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of an image.
+        pos_embed: "1d" (the paper's default: one learnt vector a place), "2d" (a row half and a column half),
+            "relative" (in every attention, the query meets a learnt vector for each offset) or "none".
+        dropout: probability, in 0..1, after the position embeddings and after every linear layer of a block but qkv.
+        drop_path: probability, in 0..1, of skipping the last block's branches for a sample; rises linearly with depth.
+
+    Raises ValueError where sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        variant: str = "B",
+        *,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        pos_embed: PosEmbed = "1d",
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"there is no ViT variant {variant!r}; there are: {', '.join(VARIANTS)}")
+        if pos_embed not in get_args(PosEmbed):
+            raise ValueError(f"there is no pos_embed {pos_embed!r}; there are: {', '.join(get_args(PosEmbed))}")
+        self.embed_dim = embed_dim or VARIANTS[variant]["embed_dim"]
+        self.depth = depth or VARIANTS[variant]["depth"]
+        self.num_heads = num_heads or VARIANTS[variant]["num_heads"]
+        if self.embed_dim % self.num_heads or (pos_embed == "2d" and self.embed_dim % 2):
+            raise ValueError(
+                f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads (2d: and 2 halves)"
+            )
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.pos_embed_kind = pos_embed
+        self.img_size = _height_width(img_size)
+        self.grid = self._grid_of(self.img_size)
+
+        self.patch_embed = nn.Linear(in_chans * patch_size**2, self.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        height, width = self.grid
+        if pos_embed == "1d":
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + height * width, self.embed_dim))
+        elif pos_embed == "2d":
+            self.pos_embed_cls = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+            self.pos_embed_rows = nn.Parameter(torch.empty(height, self.embed_dim // 2))
+            self.pos_embed_cols = nn.Parameter(torch.empty(width, self.embed_dim // 2))
+        self.pos_drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                self.embed_dim,
+                self.num_heads,
+                mlp_ratio,
+                dropout,
+                drop_path=drop_path * i / max(1, self.depth - 1),
+                relative_grid=self.grid if pos_embed == "relative" else None,
+            )
+            for i in range(self.depth)
+        )
+        self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+        self.initialise()
+
+    @property
+    def num_patches(self) -> int:
+        """N, the patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images: (B, C, H, W) normalised floats -> (B, 1 + N, D) tokens after the last norm."""
+        return self.encode(self.embed(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Cut images into patches and project them: (B, C, H, W) -> (B, N, D), before positions."""
+        if tuple(images.shape[-2:]) != self.img_size:
+            raise ValueError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} came to a ViT for {self.img_size[0]}x"
+                f"{self.img_size[1]}; vit.resize({tuple(images.shape[-2:])}) interpolates its position embeddings"
+            )
+        p = self.patch_size
+        return self.patch_embed(rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
+
+    def encode(self, embeddings: Tensor) -> Tensor:
+        """Run the encoder on patch embeddings: (B, N, D) -> (B, 1 + N, D) tokens after the last norm."""
+        tokens = self.add_positions(embeddings)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def add_positions(self, embeddings: Tensor) -> Tensor:
+        """Put [class] in front and add the position embeddings: (B, N, D) -> (B, 1 + N, D)."""
+        tokens = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
+        positions = self.positions()
+        return self.pos_drop(tokens if positions is None else tokens + positions)
+
+    def positions(self) -> Tensor | None:
+        """The absolute position embeddings (1, 1 + N, D), or None where there are none (relative, none)."""
+        if self.pos_embed_kind == "1d":
+            return self.pos_embed
+        if self.pos_embed_kind == "2d":
+            height, width = self.grid
+            rows = repeat(self.pos_embed_rows, "h d -> 1 (h w) d", w=width)
+            cols = repeat(self.pos_embed_cols, "w d -> 1 (h w) d", h=height)
+            return torch.cat([self.pos_embed_cls, torch.cat([rows, cols], dim=-1)], dim=1)
+        return None
+
+    def resize(self, img_size: int | Sequence[int]) -> ViT:
+        """Fit the model to another image size: position embeddings are interpolated in 2-D by place in the image.
+
+        The patch size stays, so the sequence grows or shrinks; [class] keeps its embedding. The same size changes
+        nothing. Returns self. (ViT paper, section 3.2; bicubic with antialiasing as timm does.)
+        """
+        old, self.img_size = self.grid, _height_width(img_size)
+        self.grid = self._grid_of(self.img_size)
+        if self.grid == old:
+            return self
+        with torch.no_grad():
+            if self.pos_embed_kind == "1d":
+                cls, places = self.pos_embed[:, :1], self.pos_embed[0, 1:]
+                places = _interpolate(rearrange(places, "(h w) d -> h w d", h=old[0]), self.grid)
+                self.pos_embed = nn.Parameter(torch.cat([cls, rearrange(places, "h w d -> 1 (h w) d")], dim=1))
+            elif self.pos_embed_kind == "2d":
+                rows = _interpolate(rearrange(self.pos_embed_rows, "h d -> h 1 d"), (self.grid[0], 1))
+                cols = _interpolate(rearrange(self.pos_embed_cols, "w d -> 1 w d"), (1, self.grid[1]))
+                self.pos_embed_rows = nn.Parameter(rearrange(rows, "h 1 d -> h d"))
+                self.pos_embed_cols = nn.Parameter(rearrange(cols, "1 w d -> w d"))
+            elif self.pos_embed_kind == "relative":
+                for block in self.blocks:
+                    block.attn.relative.resize(self.grid)
+        return self
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw fresh weights as the authors' JAX code does (github.com/google-research/vision_transformer,
+        vit_jax/models_vit.py; timm's `weight_init="jax"` is the same but for qkv, see below)."""
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            if name == "patch_embed":  # flax's nn.Conv: LeCun normal, truncated at 2 sigma
+                std = math.sqrt(1 / module.in_features) / 0.87962566103423978
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            elif name.endswith("qkv"):  # drawn as three (D, D) matrices, which the fused one stands for
+                bound = math.sqrt(6 / (2 * module.in_features))
+                nn.init.uniform_(module.weight, -bound, bound)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            nn.init.normal_(module.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.cls_token)
+        for name, parameter in self.named_parameters():
+            if "pos_embed" in name or "relative" in name:
+                nn.init.normal_(parameter, std=0.02)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> str | None:
+        """Write `config.json` and `model.safetensors` to a folder (and to the hub with `push_to_hub=True`)."""
+        kwargs.setdefault("config", self._hub_mixin_config | {"img_size": list(self.img_size)})
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, img_size: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> ViT:
+        """Load an encoder from a folder or a hub id, at `img_size` if given (position embeddings interpolated)."""
+        vit = super().from_pretrained(pretrained_model_name_or_path, strict=True, **kwargs)
+        return vit if img_size is None else vit.resize(img_size)
+
+    def _grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        if self.patch_size < 1 or any(side < 1 or side % self.patch_size for side in img_size):
+            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {self.patch_size}")
+        return img_size[0] // self.patch_size, img_size[1] // self.patch_size
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block: x + MSA(LN(x)), then x + MLP(LN(x)). Shapes: (B, T, D) -> (B, T, D)."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        drop_path: float,
+        relative_grid: tuple[int, int] | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim, num_heads, dropout, relative_grid)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(embed_dim, round(mlp_ratio * embed_dim), dropout)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection to queries, keys and values. (B, T, D) -> (B, T, D)."""
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float, relative_grid: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.relative = None if relative_grid is None else RelativePositions(relative_grid, embed_dim // num_heads)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        bias = None if self.relative is None else self.relative(q)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.drop(self.proj(rearrange(x, "b h t d -> b t (h d)")))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between. (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, embed_dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, embed_dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class RelativePositions(nn.Module):
+    """Attention logits from relative places: the query's product with a learnt vector for each offset.
+
+    As in appendix D.4 of the ViT paper, but with the offset in rows and columns rather than in raster order, so that
+    it can be interpolated to other image sizes; pairs with [class] have three vectors of their own.
+    """
+
+    index: Tensor
+
+    def __init__(self, grid: tuple[int, int], head_dim: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, head_dim))  # (R + 3, d)
+        self.register_buffer("index", _offset_index(grid), persistent=False)  # (T, T)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Queries (B, h, T, d) -> logits to add to the attention's (B, h, T, T)."""
+        logits = torch.einsum("bhtd,rd->bhtr", q, self.table) * q.shape[-1] ** -0.5
+        return logits.gather(-1, self.index.expand(*logits.shape[:2], -1, -1))
+
+    def resize(self, grid: tuple[int, int]) -> None:
+        """Interpolate the table to another grid of patches."""
+        places, cls = self.table[:-3], self.table[-3:]
+        places = rearrange(places, "(h w) d -> h w d", h=2 * self.grid[0] - 1)
+        places = _interpolate(places, (2 * grid[0] - 1, 2 * grid[1] - 1))
+        self.table = nn.Parameter(torch.cat([rearrange(places, "h w d -> (h w) d"), cls]))
+        self.index = _offset_index(grid).to(self.index.device)
+        self.grid = grid
+
+
+def _offset_index(grid: tuple[int, int]) -> Tensor:
+    """Row of the offset table for each (query, key) pair, [class] first: (1 + N, 1 + N) int64."""
+    height, width = grid
+    rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rows, cols = rows.flatten(), cols.flatten()
+    down = rows[:, None] - rows[None] + height - 1
+    right = cols[:, None] - cols[None] + width - 1
+    last = (2 * height - 1) * (2 * width - 1)
+    index = torch.empty(1 + height * width, 1 + height * width, dtype=torch.int64)
+    index[1:, 1:] = down * (2 * width - 1) + right
+    index[0, :], index[:, 0], index[0, 0] = last, last + 1, last + 2
+    return index
+
+
+def _interpolate(places: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic, antialiased interpolation of a map of vectors: (h, w, d) -> (*size, d)."""
+    maps = rearrange(places.float(), "h w d -> 1 d h w")
+    maps = F.interpolate(maps, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return rearrange(maps, "1 d h w -> h w d").to(places.dtype)
+
+
+def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else (img_size * 2)[:2]
+    return int(height), int(width)
