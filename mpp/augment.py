@@ -57,8 +57,8 @@ def shift_and_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
 
 
 def _reflect(places: Tensor, size: int) -> Tensor:
-    """Places beyond 0..size-1 mirrored at the edge pixel."""
-    places = places.abs()
+    """Places beyond 0..size-1 mirrored at the edge pixels, as often as it takes."""
+    places = places.abs() % max(1, 2 * size - 2)
     return torch.where(places >= size, 2 * size - 2 - places, places)
 
 

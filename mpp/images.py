@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mpp.errors import UserError
 from mpp.shapes import LABELS, SPLITS, Shapes
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image as seen
+
+_TURNS = {  # by the EXIF orientation, of which 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Decompression bombs stay refused (PIL raises at twice this), but a large photograph is no reason for a warning.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -35,11 +45,12 @@ class Unreadable(Exception):
 class Images(Protocol):
     """A set of images that are read by index."""
 
-    label_names: list[str] | None
+    @property
+    def label_names(self) -> list[str] | None: ...
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+    def read(self, indices: Sequence[int]) -> Sequence[Image.Image | Unreadable]:
         """Open images, in order; one that is no image is given as `Unreadable` in its place."""
         ...
 
@@ -101,18 +112,28 @@ class TableImages:
         import datasets
 
         self.path, self.split = path, split
+        if not len(table):
+            raise UserError(f"--data.path {path} has no images in its split {split}")
         image = _pick_column(table, image_column, "image")
         label = _pick_column(table, label_column, "label")
+        if label_column is None and label and _names_splits(table.features[label]):
+            label = ""
         self.label_names: list[str] | None = None
-        if label:
-            if not isinstance(
-                table.features[label], datasets.ClassLabel
-            ):  # numbers or words: the values are the classes
-                table = table.class_encode_column(label)
+        self.class_of: dict[Any, int] | None = None  # of the column's values, where they are no class numbers
+        if label and isinstance(table.features[label], datasets.ClassLabel):
             self.label_names = list(table.features[label].names)
+        elif label:
+            values = _values_in_all_splits(path, label)
+            self.label_names = [str(value) for value in values]
+            self.class_of = {value: number for number, value in enumerate(values)}
         self.columns = table.column_names
         self.image_column, self.label_column = image, label
-        self.table = table.cast_column(image, datasets.Image(decode=False)).select_columns(image)
+        try:
+            self.table = table.cast_column(image, datasets.Image(decode=False)).select_columns(image)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"--data.image-column {image} holds no images; there are: {', '.join(self.columns)}"
+            ) from error
         self.label_table = table.select_columns(label) if label else None
 
     def __len__(self) -> int:
@@ -124,7 +145,10 @@ class TableImages:
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         if self.label_table is None:
             raise UserError(f"{self.path} has no label column; name one of {self.columns} with --data.label-column")
-        return np.asarray(self.label_table[list(map(int, indices))][self.label_column], dtype=np.int64)
+        values = list(self.label_table[list(map(int, indices))][self.label_column])
+        if None in values:
+            raise UserError(f"{self.where(indices[values.index(None)])} has no label (column {self.label_column})")
+        return np.asarray([self.class_of[v] for v in values] if self.class_of else values, dtype=np.int64)
 
     def where(self, index: int) -> str:
         row = self.table[int(index)][self.image_column] or {}
@@ -134,17 +158,17 @@ class TableImages:
 def open_image(row: dict | None) -> Image.Image | Unreadable:
     """Open a table's {"bytes": ..., "path": ...}; only the header is read."""
     try:
-        if row is None:
+        if row is None or (row["bytes"] is None and row["path"] is None):
             return Unreadable("the row is empty")
         return Image.open(row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"]))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on damaged files, PIL's plug-ins raise nearly anything
         return _unreadable(error)
 
 
 def size_as_seen(image: Image.Image) -> tuple[int, int]:
     """(height, width) after the EXIF rotation, from the header alone."""
     width, height = image.size
-    return (width, height) if _quarter_turned(image) else (height, width)
+    return (width, height) if _quarter_turned(_turn(image)) else (height, width)
 
 
 def pixels(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
@@ -154,24 +178,23 @@ def pixels(image: Image.Image, size: tuple[int, int], box: Box | None = None) ->
     and greyscale become RGB, transparency is laid over white. Raises Unreadable.
     """
     height, width = size_as_seen(image)
+    turn = _turn(image)
     box = box or (0, 0, width, height)
     try:
         if image.format == "JPEG":
             want_w = size[1] * width / (box[2] - box[0])
             want_h = size[0] * height / (box[3] - box[1])
-            want = (want_h, want_w) if _quarter_turned(image) else (want_w, want_h)
+            want = (want_h, want_w) if _quarter_turned(turn) else (want_w, want_h)
             image.draft(None, (max(1, round(want[0])), max(1, round(want[1]))))
         image.load()
-        if image.format in ("JPEG", "PNG", "WEBP", "TIFF", "MPO"):
-            image = ImageOps.exif_transpose(image)
-        image = _to_rgb(image)
+        image = _to_rgb(image if turn is None else image.transpose(turn))
         if image.size != (width, height):  # shrunk by draft: the box shrinks along
             fx, fy = image.size[0] / width, image.size[1] / height
             box = (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy)
         if box == (0, 0, *image.size) and image.size == (size[1], size[0]):
             return np.asarray(image)
         return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise _unreadable(error) from error
 
 
@@ -191,8 +214,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _quarter_turned(image: Image.Image) -> bool:
-    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8) if "exif" in image.info else False
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How the header's EXIF (or XMP) says to turn an image. Damaged EXIF says nothing; TIFFs are turned by PIL."""
+    told = "exif" in image.info or ("xmp" in image.info and image.format != "PNG")  # else a PNG would be decoded here
+    if not told or image.format == "TIFF":
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:
+        return None
+
+
+def _quarter_turned(turn: Image.Transpose | None) -> bool:
+    return turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
 
 
 def _unreadable(error: BaseException) -> Unreadable:
@@ -240,6 +274,25 @@ def naming_the_source(path: str) -> Iterator[None]:
             f"--data.path {path} could not be read as a set of images ({reason}); it takes a folder of images, "
             f"a folder or file of parquet, a folder of WebDataset .tar shards, a hub id, or shapes"
         ) from error
+
+
+def _values_in_all_splits(path: str, label: str) -> list:
+    """What a column of numbers or words holds, in order: the classes, the same for every split of a set."""
+    import datasets
+
+    tables = [_load_table(path, split) for split in split_names(path)]
+    if not all(isinstance(table.features.get(label), datasets.Value) for table in tables):
+        raise UserError(f"--data.label-column {label}: it holds no numbers or words in some split of {path}")
+    return sorted({value for table in tables for value in table.unique(label)} - {None})
+
+
+def _names_splits(feature: Any) -> bool:
+    """Whether classes are only the folders of splits, which `datasets` takes for classes if there are no others."""
+    import datasets
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    folders = {word for words in SPLIT_KEYWORDS.values() for word in words}
+    return isinstance(feature, datasets.ClassLabel) and set(feature.names) <= folders
 
 
 def _pick_column(table: Dataset, named: str | None, kind: str) -> str:

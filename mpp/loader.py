@@ -23,6 +23,7 @@ Batch = dict[str, Any]
 Rngs = list[np.random.Generator]
 Draws = Callable[[Rngs], dict[str, torch.Tensor]]
 _MAX_SKIPS_IN_A_ROW = 1000
+_OPEN_AT_ONCE = 32  # images: more run into the limit on open files, and hold as many decoded
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class SampleReader(Dataset):
         """Read samples. The unreadable are named in batch["unreadable"] and, with `replace`, stood in for by the next
         readable image of the set; else they are left out."""
         rngs = [generator(self.seed, self.purpose, s.step, s.place) for s in samples]
-        opened = self.images.read([s.index for s in samples])
+        chunks = (samples[i : i + _OPEN_AT_ONCE] for i in range(0, len(samples), _OPEN_AT_ONCE))
+        opened = (image for chunk in chunks for image in self.images.read([s.index for s in chunk]))
         arrays, indices, kept, unreadable = [], [], [], {}
         for sample, image, rng in zip(samples, opened, rngs, strict=True):
             index = sample.index
@@ -108,7 +110,7 @@ class SampleReader(Dataset):
                         break
                     index = (index + 1) % len(self.images)
                     image = self.images.read([index])[0]
-        batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices)}
+        batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
         if not arrays or (self.replace and len(arrays) < len(samples)):
             return batch  # nothing to train on; the caller sees why in "unreadable"
         batch["images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
@@ -157,7 +159,7 @@ def train_loader(
     """Batches of training, one for each micro-batch of this process from step `start` to `steps`."""
     return DataLoader(
         SampleReader(images, view, draws, seed, Purpose.TRAIN, labels, replace=True),
-        batch_sampler=TrainOrder(len(images), seed, share, start, steps),  # type: ignore[arg-type]
+        batch_sampler=TrainOrder(len(images), seed, share, start, steps),
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -182,7 +184,7 @@ def eval_loader(
     batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
     return DataLoader(
         SampleReader(images, View(size), draws, 0, Purpose.EVAL, labels, replace=False),
-        batch_sampler=batches[rank::world_size],  # type: ignore[arg-type]
+        batch_sampler=batches[rank::world_size],
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -199,7 +201,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, indices: Sequence[int]) -> list:
+    def read(self, indices: Sequence[int]) -> Sequence[Any]:
         return self.images.read(self.indices[np.asarray(indices)].tolist())
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
@@ -209,5 +211,5 @@ class Subset:
         return self.images.where(int(self.indices[index]))
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

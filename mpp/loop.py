@@ -35,7 +35,9 @@ from mpp.records import Records, refuse_to_overwrite
 class Job(Protocol):
     """What a command trains and how it is measured."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
+
     num_images: int  # of an epoch
 
     def batches(self, share: Share, start: int) -> DataLoader:
@@ -193,7 +195,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
             values: dict[str, float] = {}
             if step % options.log_every == 0 or last:  # the only place in the loop that waits for the device
                 values = {f"train/{name}": value for name, value in mean_over_group(accelerator, parts).items()}
-                values |= {"optim/lr": used_lr, "optim/grad_norm": float(norm)} | clock.read()
+                values |= {"optim/lr": float(used_lr), "optim/grad_norm": float(norm)} | clock.read()
                 bar.set_postfix_str(
                     f"loss {values['train/loss']:.3f}, {values['speed/images_per_second']:.0f} images/s", refresh=False
                 )

@@ -50,6 +50,8 @@ class ViT(
     Raises ValueError where sizes do not fit each other.
     """
 
+    _hub_mixin_config: dict[str, Any]  # the arguments of __init__, kept by the mixin
+
     def __init__(
         self,
         variant: str = "B",
@@ -156,8 +158,8 @@ class ViT(
         The patch size stays, so the sequence grows or shrinks; [class] keeps its embedding. The same size changes
         nothing. Returns self. (ViT paper, section 3.2; bicubic with antialiasing as timm does.)
         """
-        old, self.img_size = self.grid, _height_width(img_size)
-        self.grid = self._grid_of(self.img_size)
+        old, size = self.grid, _height_width(img_size)
+        self.grid, self.img_size = self._grid_of(size), size
         if self.grid == old:
             return self
         with torch.no_grad():
@@ -171,8 +173,9 @@ class ViT(
                 self.pos_embed_rows = nn.Parameter(rearrange(rows, "h 1 d -> h d"))
                 self.pos_embed_cols = nn.Parameter(rearrange(cols, "1 w d -> w d"))
             elif self.pos_embed_kind == "relative":
-                for block in self.blocks:
-                    block.attn.relative.resize(self.grid)
+                for module in self.modules():
+                    if isinstance(module, RelativePositions):
+                        module.resize(self.grid)
         return self
 
     @torch.no_grad()
@@ -198,7 +201,8 @@ class ViT(
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> str | None:
         """Write `config.json` and `model.safetensors` to a folder (and to the hub with `push_to_hub=True`)."""
-        kwargs.setdefault("config", self._hub_mixin_config | {"img_size": list(self.img_size)})
+        if kwargs.get("config") is None:  # push_to_hub passes None
+            kwargs["config"] = self._hub_mixin_config | {"img_size": list(self.img_size)}
         return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
@@ -324,5 +328,5 @@ def _interpolate(places: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (img_size, img_size) if isinstance(img_size, int) else (img_size * 2)[:2]
+    height, width = (img_size, img_size) if isinstance(img_size, int) else (*img_size, *img_size)[:2]
     return int(height), int(width)

@@ -1,0 +1,205 @@
+"""WebDataset shards, read from front to back: for sets too large to be read by index.
+
+The shards are dealt out to lanes, and each lane fills its own, fixed part of every global batch. Which samples meet in
+a batch therefore depends on the seed, the shards and the batch size alone, while a process opens only the lanes that
+fill its share. A lane's shards come in a fresh order every epoch and pass a shuffle buffer; its place is two numbers
+(epoch, samples read), which a checkpoint keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mpp.draws import Purpose, generator
+from mpp.errors import UserError
+from mpp.images import Unreadable, naming_the_source, open_image, pick_column, source_of
+from mpp.loader import Batch, Draws, Found, SampleReader, Share, View, as_it_is
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset as Shards
+
+_MAX_LANES = 64  # files a process holds open, at most
+_BUFFER = 512  # samples, still encoded, that each lane shuffles among
+
+Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples of it that were read)
+
+
+def is_stream(path: str) -> bool:
+    """Whether a path is a set of WebDataset shards (a local folder of .tar files, or such a set on the hub)."""
+    if path == "shapes":
+        return False
+    from datasets import load_dataset_builder
+
+    name, options = source_of(path)
+    with naming_the_source(path):
+        return "web" in load_dataset_builder(name, **options).name.lower()
+
+
+class Stream:
+    """Some shards of one split."""
+
+    def __init__(self, shards: Shards, path: str, indices: list[int], image_column: str) -> None:
+        self.shards, self.path, self.indices, self.image_column = shards, path, indices, image_column
+
+    @classmethod
+    def open(cls, path: str, split: str, image_column: str | None = None) -> Stream:
+        """All shards of a split."""
+        import datasets
+
+        name, options = source_of(path)
+        with naming_the_source(path):
+            shards = datasets.load_dataset(name, split=split, streaming=True, **options)
+        column = pick_column(shards, image_column, "image")
+        shards = shards.cast_column(column, datasets.Image(decode=False))
+        return cls(shards, path, list(range(shards.num_shards)), column)
+
+    def part(self, indices: np.ndarray) -> Stream:
+        """The shards numbered `indices` of this stream."""
+        return Stream(self.shards, self.path, [self.indices[i] for i in indices], self.image_column)
+
+    def samples(self, number: int) -> Iterator[tuple[str, dict]]:
+        """Where each sample of shard `number` is, and its encoded image."""
+        shard = self.shards.shard(num_shards=self.shards.num_shards, index=self.indices[number])
+        with naming_the_source(self.path):
+            for row in shard:
+                yield f"{row.get('__url__', self.path)}: {row.get('__key__', '?')}", row[self.image_column]
+
+
+class HeldOut:
+    """The first samples of a stream, kept in memory still encoded, to be read by index for evaluation."""
+
+    label_names = None
+
+    def __init__(self, stream: Stream, count: int) -> None:
+        every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
+        self.rows = [row for _, row in zip(range(count), every, strict=False)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: Any) -> list[Image.Image | Unreadable]:
+        return [open_image(self.rows[i][1]) for i in indices]
+
+    def labels(self, indices: Any) -> np.ndarray:
+        raise UserError("WebDataset shards give images without labels here; --data.path takes parquet or folders for both")
+
+    def where(self, index: int) -> str:
+        return self.rows[index][0]
+
+
+class StreamReader(IterableDataset):
+    """This process's micro-batches of a stream, from step `start` on, going on at `positions`."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        reader: SampleReader,
+        seed: int,
+        share: Share,
+        start: int,
+        steps: int,
+        positions: Positions,
+    ) -> None:
+        self.stream, self.reader, self.seed, self.share = stream, reader, seed, share
+        self.start, self.steps, self.positions = start, steps, positions
+        self.lanes = lane_count(share.batch_size, len(stream.indices))
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.share.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        width = self.share.batch_size // self.lanes
+        mine = sorted({place // width for micro in range(self.share.accumulate) for place in self.share.places(micro)})
+        lanes = {lane: Lane(self.stream, self.seed, lane, self.lanes, self.positions.get(lane, (0, 0))) for lane in mine}
+        number = 0
+        for step in range(self.start, self.steps):
+            row = {lane * width + i: next(lanes[lane]) for lane in mine for i in range(width)}  # place -> sample
+            for micro in range(self.share.accumulate):
+                if number % workers == turn:
+                    places = self.share.places(micro)
+                    found = [Found(*row[place], step, place, lambda place=place: next(lanes[place // width])) for place in places]
+                    batch = self.reader.assemble(found)
+                    batch["positions"] = {lane: lanes[lane].position for lane in mine}
+                    yield batch
+                number += 1
+
+
+class Lane:
+    """An endless iterator over one lane's samples, from a position on."""
+
+    def __init__(self, stream: Stream, seed: int, lane: int, lanes: int, position: tuple[int, int]) -> None:
+        self.stream, self.seed, self.lane = stream, seed, lane
+        self.numbers = np.arange(lane, len(stream.indices), lanes)
+        self.position = position
+        self.samples = self._from(position)
+
+    def __next__(self) -> tuple[str, dict]:
+        epoch, done, sample = next(self.samples)
+        self.position = (epoch, done)
+        return sample
+
+    def _from(self, position: tuple[int, int]) -> Iterator[tuple[int, int, tuple[str, dict]]]:
+        epoch, done = position
+        while True:
+            empty = True
+            for number, sample in enumerate(self._epoch(epoch), start=1):
+                empty = False
+                if number > done:
+                    yield epoch, number, sample
+            if empty:
+                raise UserError(f"{self.stream.path}: the shards of lane {self.lane} hold no images")
+            epoch, done = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> Iterator[tuple[str, dict]]:
+        rng = generator(self.seed, Purpose.ORDER, epoch, self.lane)
+        buffer: list[tuple[str, dict]] = []
+        for number in rng.permutation(self.numbers):
+            for sample in self.stream.samples(int(number)):
+                buffer.append(sample)
+                if len(buffer) == _BUFFER:
+                    yield buffer.pop(_swap_to_end(buffer, rng))
+        while buffer:
+            yield buffer.pop(_swap_to_end(buffer, rng))
+
+
+def _swap_to_end(buffer: list, rng: np.random.Generator) -> int:
+    """Move a random element to the end, where popping costs nothing; returns -1, its place."""
+    i = int(rng.integers(len(buffer)))
+    buffer[i], buffer[-1] = buffer[-1], buffer[i]
+    return -1
+
+
+def lane_count(batch_size: int, shards: int) -> int:
+    """The largest number of lanes that divides a batch, with at least one shard each and at most 64 files open."""
+    return max(n for n in range(1, min(shards, _MAX_LANES) + 1) if batch_size % n == 0)
+
+
+def stream_loader(
+    stream: Stream,
+    view: View,
+    draws: Draws,
+    *,
+    seed: int,
+    share: Share,
+    start: int,
+    steps: int,
+    workers: int,
+    positions: Positions,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of training from a stream; see `mpp.loader.train_loader`."""
+    reader = SampleReader(None, view, draws, seed, Purpose.TRAIN)
+    return DataLoader(
+        StreamReader(stream, reader, seed, share, start, steps, positions),
+        batch_size=None,
+        collate_fn=as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,26 @@
+"""What all tests share: no network, and a cache of `datasets` that is thrown away."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+
+_CACHE = tempfile.TemporaryDirectory(prefix="mpp-tests-", ignore_cleanup_errors=True)
+
+# Before any test file is imported, because `datasets` reads these once.
+os.environ |= {
+    "HF_HOME": _CACHE.name,
+    "HF_DATASETS_CACHE": f"{_CACHE.name}/datasets",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def throwaway_cache():
+    """Remove the cache of `datasets` after the last test."""
+    yield _CACHE.name
+    _CACHE.cleanup()

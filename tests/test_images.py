@@ -1,0 +1,637 @@
+"""Sets of images from folders, parquet and `shapes`, and what their files become: uint8 RGB, or `Unreadable`."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageOps, features
+
+from mpp.errors import UserError
+from mpp.images import Unreadable, load_images, open_image, pixels, size_as_seen, split_names
+from mpp.shapes import LABELS, Shapes
+
+
+def flat(value, size=(8, 8)):
+    """A PIL image of one grey."""
+    return Image.fromarray(np.full((*size, 3), value, np.uint8))
+
+
+def slopes(height, width):
+    """A smooth PIL image in which every place differs."""
+    y, x = np.mgrid[:height, :width]
+    rows = [x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) * 255 // max(1, height + width - 2)]
+    return Image.fromarray(np.stack(rows, -1).astype(np.uint8))
+
+
+def encode(image, kind="PNG", **options):
+    """An image as a file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height, width):
+    """A PIL image that no format makes small."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def opened(data):
+    """A file's bytes as a table would hand them over."""
+    return open_image({"bytes": data, "path": None})
+
+
+def decode(data, size, box=None):
+    """A file's bytes to pixels; raises Unreadable wherever it comes to light."""
+    image = opened(data)
+    if isinstance(image, Unreadable):
+        raise image
+    return pixels(image, size, box)
+
+
+def put(path, value):
+    """Write a grey image file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat(value).save(path)
+
+
+def greys(images):
+    """The grey of every image of a set of flat images, in order."""
+    return [int(pixels(image, (8, 8))[0, 0, 0]) for image in images.read(range(len(images)))]
+
+
+def one_line(error):
+    """The message of a caught UserError, after checking that it is one line."""
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+AVIF = ["AVIF"] if features.check("avif") else []  # not in every build of PIL
+
+
+# Sets of images
+
+
+def test_a_folder_with_class_folders_is_read_in_order_with_labels(tmp_path):
+    for name, value in [("cat/0.png", 10), ("cat/1.png", 20), ("ant/0.png", 30), ("bee/0.png", 40)]:
+        put(tmp_path / name, value)
+    images = load_images(str(tmp_path))
+    assert len(images) == 4
+    assert images.label_names == ["ant", "bee", "cat"]
+    assert greys(images) == [30, 40, 10, 20]
+    assert images.labels(range(4)).tolist() == [0, 1, 2, 2]
+    assert images.labels([3, 0]).tolist() == [2, 0]
+    assert images.labels([0]).dtype == np.int64
+    assert images.where(2) == str(tmp_path / "cat" / "0.png")
+    assert split_names(str(tmp_path)) == ["train"]
+
+
+def test_a_flat_folder_has_images_and_no_labels(tmp_path):
+    for i in range(3):
+        put(tmp_path / f"{i}.png", 10 * i)
+    images = load_images(str(tmp_path))
+    assert greys(images) == [0, 10, 20]
+    assert images.label_names is None
+    assert images.where(1) == str(tmp_path / "1.png")
+    with pytest.raises(UserError) as error:
+        images.labels([0])
+    assert "--data.label-column" in one_line(error)
+
+
+def test_folders_called_train_and_validation_are_splits(tmp_path):
+    for name, value in [("train/a/0.png", 1), ("train/b/0.png", 2), ("train/c/0.png", 3), ("validation/c/0.png", 4)]:
+        put(tmp_path / name, value)
+    assert split_names(str(tmp_path)) == ["train", "validation"]
+    train, validation = (load_images(str(tmp_path), split) for split in ("train", "validation"))
+    assert (greys(train), greys(validation)) == ([1, 2, 3], [4])
+    assert train.label_names == validation.label_names == ["a", "b", "c"]
+    assert (train.labels(range(3)).tolist(), validation.labels([0]).tolist()) == ([0, 1, 2], [2])
+    assert validation.where(0) == str(tmp_path / "validation" / "c" / "0.png")
+
+
+@pytest.mark.parametrize("folders", [("train", "validation"), ("train", "val"), ("training", "test")])
+def test_split_folders_without_class_folders_have_no_labels(tmp_path, folders):
+    for folder, value in zip(folders, (1, 2), strict=True):
+        put(tmp_path / folder / "0.png", value)
+    for split, value in zip(split_names(str(tmp_path)), (1, 2), strict=True):
+        images = load_images(str(tmp_path), split)
+        assert greys(images) == [value]
+        assert images.label_names is None
+        with pytest.raises(UserError) as error:
+            images.labels([0])
+        assert "no label column" in one_line(error)
+
+
+def test_parquet_written_by_datasets_keeps_its_classes(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "kind": datasets.ClassLabel(names=["zebra", "ant"]),
+            "note": datasets.Value("string"),
+        }
+    )
+    rows = {"picture": [flat(v) for v in (5, 6, 7)], "kind": [1, 0, 1], "note": ["x", "y", "z"]}
+    path = str(tmp_path / "some.parquet")
+    datasets.Dataset.from_dict(rows, features).to_parquet(path)
+    images = load_images(path)
+    assert split_names(path) == ["train"]
+    assert greys(images) == [5, 6, 7]
+    assert images.label_names == ["zebra", "ant"]
+    assert images.labels([0, 1, 2]).tolist() == [1, 0, 1]
+    assert images.where(2) == f"{path}, train row 2"
+
+
+def write_parquet(path, **columns):
+    """Plain parquet, with nothing that says what the columns mean."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def encoded(*values):
+    """Flat PNGs as a column."""
+    return [encode(flat(value)) for value in values]
+
+
+def test_a_folder_of_plain_parquet_with_numbers_as_labels(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", data=encoded(1, 2), label=[10, 2], id=["a", "b"])
+    write_parquet(tmp_path / "train-1.parquet", data=encoded(3), label=[7], id=["c"])
+    write_parquet(tmp_path / "validation-0.parquet", data=encoded(4), label=[10], id=["d"])
+    assert split_names(str(tmp_path)) == ["train", "validation"]
+    train, validation = (load_images(str(tmp_path), split) for split in ("train", "validation"))
+    assert (greys(train), greys(validation)) == ([1, 2, 3], [4])
+    assert train.label_names == ["2", "7", "10"]  # as numbers, not as text
+    assert train.labels(range(3)).tolist() == [2, 0, 1]
+    assert train.where(2) == f"{tmp_path}, train row 2"
+
+
+@pytest.mark.parametrize(("labels", "names"), [([10, 2, 7], ["2", "7", "10"]), (["c", "a", "b"], ["a", "b", "c"])])
+def test_a_class_has_the_same_number_in_a_split_that_lacks_others(tmp_path, labels, names):
+    write_parquet(tmp_path / "train-0.parquet", image=encoded(1, 2, 3), label=labels)
+    write_parquet(tmp_path / "test-0.parquet", image=encoded(4), label=labels[:1])
+    train, test = (load_images(str(tmp_path), split) for split in ("train", "test"))
+    assert train.label_names == test.label_names == names
+    assert (train.labels(range(3)).tolist(), test.labels([0]).tolist()) == ([2, 0, 1], [2])
+
+
+def test_words_are_labels_in_the_order_of_the_alphabet(tmp_path):
+    path = tmp_path / "words.parquet"
+    write_parquet(path, image=encoded(1, 2, 3), label=["dog", "cat", "dog"])
+    images = load_images(str(path))
+    assert images.label_names == ["cat", "dog"]
+    assert images.labels(range(3)).tolist() == [1, 0, 1]
+
+
+def test_a_row_without_a_label_is_named_when_labels_are_asked_for(tmp_path):
+    path = tmp_path / "some.parquet"
+    write_parquet(path, image=encoded(1, 2, 3), label=["dog", None, "cat"])
+    images = load_images(str(path))
+    assert images.labels([0, 2]).tolist() == [1, 0]
+    with pytest.raises(UserError) as error:
+        images.labels([0, 1])
+    assert "train row 1 has no label" in one_line(error)
+
+
+def test_columns_can_be_named(tmp_path):
+    path = tmp_path / "two.parquet"
+    write_parquet(path, first=encoded(1, 2), second=encoded(3, 4), label=[0, 1], kind=["b", "a"])
+    assert greys(load_images(str(path), image_column="first")) == [1, 2]
+    images = load_images(str(path), image_column="second", label_column="kind")
+    assert greys(images) == [3, 4]
+    assert images.label_names == ["a", "b"]
+    assert images.labels([0, 1]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({}, ["several", "first, second", "--data.image-column"]),
+        ({"image_column": "third"}, ["--data.image-column third", "first, second, label"]),
+        ({"image_column": "label"}, ["--data.image-column label", "no images", "first, second, label"]),
+        ({"image_column": "first", "label_column": "kind"}, ["--data.label-column kind", "first, second, label"]),
+    ],
+)
+def test_columns_that_do_not_fit_are_named_with_the_option_and_the_choice(tmp_path, columns, words):
+    path = tmp_path / "two.parquet"
+    write_parquet(path, first=encoded(1), second=encoded(2), label=[0])
+    with pytest.raises(UserError) as error:
+        load_images(str(path), **columns)
+    assert all(word in one_line(error) for word in words)
+
+
+def test_an_image_is_no_label(tmp_path):
+    put(tmp_path / "0.png", 1)
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path), label_column="image")
+    assert "--data.label-column image" in one_line(error)
+
+
+def test_a_table_without_images_is_named_with_its_columns(tmp_path):
+    write_parquet(tmp_path / "words.parquet", text=["a"], label=[0])
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path / "words.parquet"))
+    assert "no image column among text, label" in one_line(error)
+
+
+def test_a_table_without_rows_is_named(tmp_path):
+    write_parquet(tmp_path / "none.parquet", image=pa.array([], pa.binary()))
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path / "none.parquet"))
+    assert "no images in its split train" in one_line(error)
+
+
+def test_a_missing_split_is_named_with_those_there_are(tmp_path):
+    put(tmp_path / "train" / "0.png", 1)
+    put(tmp_path / "test" / "0.png", 1)
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path), "validation")
+    message = one_line(error)
+    assert "'validation'" in message
+    assert "train, test" in message
+    assert "--data.split" in message
+
+
+def make_no_folder(root):
+    """A path with nothing there."""
+    return root / "nothing" / "here"
+
+
+def make_empty_folder(root):
+    """A folder with nothing inside."""
+    (root / "empty").mkdir()
+    return root / "empty"
+
+
+def make_folder_of_empty_folders(root):
+    """A folder whose class folders are empty."""
+    (root / "empty" / "cat").mkdir(parents=True)
+    return root / "empty"
+
+
+def make_text_file(root):
+    """A file that is neither folder nor parquet."""
+    (root / "list.txt").write_text("cat.jpg")
+    return root / "list.txt"
+
+
+def make_folder_of_unknown_files(root):
+    """A folder in which nothing is an image."""
+    (root / "junk").mkdir()
+    (root / "junk" / "a.xyz").write_text("hello")
+    return root / "junk"
+
+
+def make_damaged_parquet(root):
+    """A file that is parquet in name only."""
+    (root / "bad.parquet").write_text("hello")
+    return root / "bad.parquet"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (make_no_folder, "does not exist"),
+        (make_empty_folder, "empty folder"),
+        (make_folder_of_empty_folders, "takes a folder of images"),
+        (make_text_file, "give a folder of images or a .parquet file"),
+        (make_folder_of_unknown_files, "takes a folder of images"),
+        (make_damaged_parquet, "takes a folder of images"),
+    ],
+)
+@pytest.mark.parametrize("ask", [load_images, split_names])
+def test_a_path_without_images_is_named_in_one_line(tmp_path, make, reason, ask):
+    path = str(make(tmp_path))
+    with pytest.raises(UserError) as error:
+        ask(path)
+    message = one_line(error)
+    assert f"--data.path {path}" in message
+    assert reason in message
+
+
+def test_a_hub_id_that_cannot_be_reached_is_named_in_one_line():
+    with pytest.raises(UserError) as error:
+        load_images("nobody/nothing")
+    assert "--data.path nobody/nothing" in one_line(error)
+
+
+def test_shapes_are_a_set_like_any_other():
+    images = load_images("shapes", "validation", size=(24, 40), label_column="place")
+    assert split_names("shapes") == ["train", "validation", "test"]
+    assert images.label_names == LABELS["place"]
+    assert len(images) == 10_000
+    read = images.read([3, 5])
+    expected = Shapes("validation", (24, 40)).read([3, 5])
+    assert all(np.array_equal(pixels(a, (24, 40)), np.asarray(b)) for a, b in zip(read, expected, strict=True))
+    assert load_images("shapes").label_names == LABELS["shape"]
+
+
+@pytest.mark.parametrize(("options", "choice"), [({"split": "dev"}, "validation"), ({"label_column": "size"}, "count")])
+def test_what_shapes_lacks_is_named_with_what_there_is(options, choice):
+    with pytest.raises(UserError) as error:
+        load_images("shapes", **options)
+    message = one_line(error)
+    assert next(iter(options.values())) in message
+    assert choice in message
+
+
+def test_damaged_files_of_a_folder_are_given_in_their_places(tmp_path):
+    put(tmp_path / "0.png", 9)
+    (tmp_path / "1.jpg").write_text("no image")
+    (tmp_path / "2.jpg").write_bytes(b"")
+    put(tmp_path / "3.png", 9)
+    images = load_images(str(tmp_path))
+    read = images.read(range(4))
+    assert [isinstance(image, Unreadable) for image in read] == [False, True, True, False]
+    assert images.where(1) == str(tmp_path / "1.jpg")
+
+
+def test_a_file_that_went_away_is_unreadable(tmp_path):
+    put(tmp_path / "0.png", 9)
+    images = load_images(str(tmp_path))
+    (tmp_path / "0.png").unlink()
+    (image,) = images.read([0])
+    assert isinstance(image, Unreadable)
+    assert "No such file" in str(image)
+
+
+def test_empty_rows_of_a_table_are_unreadable(tmp_path):
+    path = tmp_path / "some.parquet"
+    write_parquet(path, image=pa.array([encode(flat(1)), None], pa.binary()))
+    images = load_images(str(path))
+    good, empty = images.read([0, 1])
+    assert isinstance(good, Image.Image)
+    assert isinstance(empty, Unreadable)
+    assert images.where(1) == f"{path}, train row 1"
+    assert isinstance(open_image({"bytes": None, "path": None}), Unreadable)
+
+
+# Pixels
+
+
+def test_an_image_of_the_right_size_passes_bit_for_bit():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    result = decode(encode(image), (24, 40))
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "kind", "rgb"),
+    [
+        ("L", 77, "PNG", (77, 77, 77)),
+        ("1", 1, "PNG", (255, 255, 255)),
+        ("1", 0, "PNG", (0, 0, 0)),
+        ("LA", (100, 255), "PNG", (100, 100, 100)),
+        ("LA", (100, 0), "PNG", (255, 255, 255)),
+        ("RGBA", (0, 100, 200, 255), "PNG", (0, 100, 200)),
+        ("RGBA", (0, 100, 200, 128), "PNG", (127, 177, 227)),  # half over white
+        ("RGBA", (0, 100, 200, 0), "WEBP", (255, 255, 255)),
+        ("RGB", (1, 2, 3), "BMP", (1, 2, 3)),
+        ("I;16", 65535, "PNG", (255, 255, 255)),
+        ("I;16", 32768, "PNG", (128, 128, 128)),
+        ("I;16", 256, "PNG", (1, 1, 1)),
+        ("I;16", 32768, "TIFF", (128, 128, 128)),
+        ("I", 65535, "TIFF", (255, 255, 255)),
+        ("F", 1.0, "TIFF", (255, 255, 255)),
+        ("F", 0.5, "TIFF", (128, 128, 128)),
+        ("F", 200.0, "TIFF", (200, 200, 200)),
+        ("F", 65535.0, "TIFF", (255, 255, 255)),
+        ("CMYK", (0, 0, 0, 255), "TIFF", (0, 0, 0)),
+        ("CMYK", (0, 255, 255, 0), "TIFF", (255, 0, 0)),
+        ("CMYK", (0, 255, 255, 0), "JPEG", (255, 0, 0)),
+        ("L", 77, "JPEG", (77, 77, 77)),
+        ("YCbCr", (128, 128, 128), "JPEG", (128, 128, 128)),
+    ],
+)
+@pytest.mark.parametrize("size", [(6, 6), (3, 3)])
+def test_every_mode_becomes_rgb(mode, value, kind, rgb, size):
+    result = decode(encode(Image.new(mode, (6, 6), value), kind), size)
+    assert result.shape == (*size, 3)
+    assert result.dtype == np.uint8
+    assert np.abs(result.astype(int) - rgb).max() <= 2 * (kind == "JPEG") + (mode == "RGBA")
+
+
+def test_16_bit_grey_keeps_its_slope():
+    grey = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    result = decode(encode(Image.fromarray(grey)), (16, 16))
+    np.testing.assert_array_equal(result[..., 0].ravel(), np.arange(256))
+
+
+def test_a_palette_keeps_its_colours_and_its_transparent_entry_becomes_white():
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").convert("P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    expected = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 255, 0]]])
+    np.testing.assert_array_equal(decode(encode(image), (2, 2)), expected)
+    expected[0, 0] = 255
+    np.testing.assert_array_equal(decode(encode(image, transparency=0), (2, 2)), expected)
+    np.testing.assert_array_equal(decode(encode(image, transparency=b"\x00\xff\xff"), (2, 2)), expected)
+    np.testing.assert_array_equal(decode(encode(image, "GIF", transparency=0), (2, 2)), expected)
+
+
+def test_a_grey_and_a_colour_can_be_declared_transparent():
+    assert decode(encode(Image.new("L", (2, 2), 7), transparency=7), (2, 2)).min() == 255
+    assert decode(encode(Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3)), (2, 2)).min() == 255
+
+
+def test_floats_that_are_no_numbers_are_unreadable():
+    with pytest.raises(Unreadable, match="finite"):
+        decode(encode(Image.new("F", (2, 2), float("nan")), "TIFF"), (2, 2))
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [flat(value) for value in (10, 200, 90)]
+    for kind in ("GIF", "WEBP", "PNG"):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+        assert decode(data, (8, 8)).max() == 10
+
+
+def test_webp_is_read_with_and_without_loss():
+    image = slopes(40, 60)
+    np.testing.assert_array_equal(decode(encode(image, "WEBP", lossless=True), (40, 60)), np.asarray(image))
+    lossy = decode(encode(image, "WEBP", quality=90), (40, 60))
+    assert np.abs(lossy.astype(int) - np.asarray(image)).mean() < 4
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3000, 10), (10, 3000), (1, 200), (200, 1)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_tiny_and_thin_images_are_scaled_to_size(height, width, kind):
+    data = encode(flat(100, (height, width)), kind)
+    for box in [None, (0, 0, min(height, width), min(height, width))]:
+        result = decode(data, (32, 24), box)
+        assert result.shape == (32, 24, 3)
+        assert np.abs(result.astype(int) - 100).max() <= 1
+
+
+def xmp(orientation):
+    """XMP that gives an orientation, as some cameras and editors write instead of EXIF."""
+    return f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'.encode()
+
+
+def turned_file(image, kind, orientation, how="exif"):
+    """A file that says to turn its image."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(image, kind, **({"exif": exif} if how == "exif" else {"xmp": xmp(orientation)}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(kind, "exif") for kind in ("JPEG", "PNG", "TIFF", "WEBP", *AVIF)] + [("JPEG", "xmp"), ("WEBP", "xmp")],
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_exif_says(kind, how, orientation):
+    data = turned_file(slopes(40, 64), kind, orientation, how)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    size = upright.height, upright.width
+    assert size == ((64, 40) if orientation >= 5 else (40, 64))
+    assert size_as_seen(opened(data)) == size
+    np.testing.assert_array_equal(decode(data, size), np.asarray(upright))
+    box = (4, 2, 30, 22)
+    expected = upright.resize((10, 12), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    difference = decode(data, (12, 10), box).astype(int) - np.asarray(expected)
+    assert np.abs(difference).max() <= (3 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_is_in_the_image_as_seen_when_the_decoder_shrinks_it(orientation):
+    data = turned_file(slopes(800, 1203), "JPEG", orientation)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    box = (upright.width // 4, 101, upright.width // 4 + 390, 611)
+    image = opened(data)
+    result = pixels(image, (51, 39), box)
+    assert max(image.size) < 700  # it was shrunk
+    expected = upright.crop(box).resize((39, 51), Image.Resampling.BICUBIC)
+    assert np.abs(result.astype(int) - np.asarray(expected)).mean() < 2
+
+
+def test_damaged_exif_does_not_cost_the_image():
+    for kind in ("JPEG", "WEBP", "PNG"):
+        data = encode(slopes(10, 20), kind, exif=b"Exif\x00\x00MM\x00\x99broken")
+        image = opened(data)
+        assert size_as_seen(image) == (10, 20)
+        assert pixels(image, (10, 20)).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_large_jpeg_is_shrunk_while_decoding_to_almost_the_same(mode):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    scene = noise.resize((2000, 1500), Image.Resampling.BICUBIC).convert(mode)
+    data = encode(scene, "JPEG", quality=90)
+    image = opened(data)
+    result = pixels(image, (32, 32))
+    assert image.size[0] <= 500  # it was shrunk
+    full = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(result.astype(int) - np.asarray(full)).mean() < 2
+
+
+def test_the_size_is_height_then_width_and_the_box_left_top_right_bottom():
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[5:10, 30:40] = 255
+    result = decode(encode(Image.fromarray(image)), (5, 10), (30, 5, 40, 10))
+    assert result.shape == (5, 10, 3)
+    assert result.min() == 255
+
+
+# Damage
+
+
+def chunk(kind, data):
+    """A PNG chunk."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def declared_png(side):
+    """A PNG of a few bytes that declares a grey image of `side` x `side` pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\x00")) + chunk(b"IEND", b"")
+
+
+DAMAGED = {
+    "empty": (b"", "no image"),
+    "text": (b"these are only words, renamed to .jpg", "no image"),
+    "half a jpeg": (encode(noise(64, 64), "JPEG")[:3000], "truncated"),
+    "a tenth of a jpeg's header": (encode(noise(64, 64), "JPEG")[:60], "."),
+    "half a png": (encode(noise(64, 64), "PNG")[:6000], "truncated"),
+    "the start of a png": (encode(noise(64, 64), "PNG")[:60], "truncated"),
+    "half a png header": (encode(noise(64, 64), "PNG")[:20], "."),
+    "half a webp": (encode(noise(64, 64), "WEBP")[:1000], "."),
+    "half a gif": (encode(noise(64, 64), "GIF")[:2000], "truncated"),
+    "a png without pixels": (declared_png(64), "truncated"),
+    "a decompression bomb": (declared_png(50_000), "exceeds limit"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_is_unreadable_with_a_reason_of_one_line(damage):
+    data, reason = DAMAGED[damage]
+    with pytest.raises(Unreadable, match=reason) as error:
+        decode(data, (32, 32))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cut.jpg", "JPEG"), ("cut.png", "PNG")])
+@pytest.mark.parametrize("cut", [0.4, 0.95])
+def test_a_truncated_jpeg_or_png_is_named_with_its_file(tmp_path, name, kind, cut):
+    data = encode(noise(64, 64), kind)
+    (tmp_path / name).write_bytes(data[: int(cut * len(data))])
+    images = load_images(str(tmp_path))
+    with pytest.raises(Unreadable, match="truncated"):
+        pixels(images.read([0])[0], (32, 32))
+    assert images.where(0) == str(tmp_path / name)
+
+
+SAMPLES = {
+    "jpeg": encode(slopes(40, 60), "JPEG"),
+    "turned jpeg": turned_file(slopes(40, 60), "JPEG", 6),
+    "progressive jpeg": encode(slopes(40, 60), "JPEG", progressive=True),
+    "cmyk jpeg": encode(slopes(40, 60).convert("CMYK"), "JPEG"),
+    "png": turned_file(slopes(40, 60), "PNG", 6),
+    "palette png": encode(slopes(40, 60).convert("P"), "PNG", transparency=3),
+    "gif": encode(slopes(40, 60), "GIF"),
+    "webp": turned_file(slopes(40, 60), "WEBP", 6),
+    "tiff": encode(slopes(40, 60), "TIFF"),
+    "bmp": encode(slopes(40, 60), "BMP"),
+    **{kind.lower(): turned_file(slopes(40, 60), kind, 6) for kind in AVIF},
+}
+
+
+def damaged(data, number, draw):
+    """A file with its end cut off, or some bytes changed anywhere or near its start."""
+    data = bytearray(data)
+    if number % 3 == 0:
+        del data[draw.randrange(len(data)) :]
+        return bytes(data)
+    reach = len(data) if number % 3 == 1 else min(200, len(data))
+    for _ in range(draw.choice([1, 2, 5, 20])):
+        data[draw.randrange(reach)] = draw.randrange(256)
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_no_damage_raises_anything_but_unreadable(kind):
+    draw = random.Random(kind)
+    readable, reasons = 0, []
+    for number in range(120):
+        image = opened(damaged(SAMPLES[kind], number, draw))
+        try:
+            if isinstance(image, Unreadable):
+                raise image
+            if image.width * image.height < 4_000_000:  # larger ones only take time
+                size_as_seen(image)
+                assert pixels(image, (16, 24)).shape == (16, 24, 3)
+                readable += 1
+        except Unreadable as error:
+            reasons.append(str(error))
+    assert readable
+    assert reasons
+    assert all(reason and "\n" not in reason for reason in reasons)

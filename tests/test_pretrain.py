@@ -1,0 +1,333 @@
+"""The pretraining command: what a run leaves behind, that it repeats, resumes, stops, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mpp import ViT
+from mpp.config import Pretrain, as_arguments, parse, read_toml
+from mpp.errors import UserError
+from mpp.pretrain import main
+from mpp.records import read_metrics
+
+ROOT = Path(__file__).parents[1]
+PRESETS = ROOT / "recipes" / "presets"
+SMALL = [
+    *("--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"),
+    *("--train.steps", "6", "--train.batch-size", "8", "--eval.every", "3", "--eval.images", "20"),
+    *("--train.checkpoint-every", "2", "--optim.warmup-steps", "2"),
+]
+
+
+def pretrain(output: Path, *options: str) -> list[dict[str, float]]:
+    """Run the command in this process; returns the lines of metrics.jsonl."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    main([*SMALL, "--output", str(output), *options])
+    return read_metrics(output)
+
+
+def command(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
+    """The command as a user runs it."""
+    return [*launcher, str(ROOT / "mpp" / "pretrain.py"), *SMALL, *options]
+
+
+def launch(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end in a process of its own."""
+    return subprocess.run(command(*options, launcher=launcher), capture_output=True, text=True, timeout=240, check=False)
+
+
+def two_processes() -> tuple[str, ...]:
+    """The launcher of two processes on this machine."""
+    port = str(20_000 + os.getpid() % 20_000)
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    return accelerate, "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port
+
+
+def losses(lines: list[dict[str, float]]) -> list[float]:
+    """train/loss of every line."""
+    return [line["train/loss"] for line in lines]
+
+
+def without_speeds(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Lines without what depends on the clock."""
+    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, in its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    pretrain(folder)
+    return folder
+
+
+def test_a_run_leaves_the_files_of_the_contract(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "backbone", "samples", "result.json"),
+    }
+    checkpoints = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert checkpoints == ["step_00000004", "step_00000006"]  # the last two
+    assert {path.name for path in (finished / "backbone").iterdir()} >= {"config.json", "model.safetensors"}
+
+
+def test_metrics_have_the_names_of_the_contract(finished):
+    lines = read_metrics(finished)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    always = {"step", "epoch", "train/loss", "train/bin_accuracy", "optim/lr", "optim/grad_norm"}
+    always |= {"speed/images_per_second", "speed/data_wait"}
+    evaluation = {"eval/loss", "eval/bin_accuracy", "eval/baseline_majority", "eval/baseline_neighbours"}
+    for line in lines:
+        assert set(line) == always | (evaluation if line["step"] % 3 == 0 else set())
+    assert lines[-1]["epoch"] == pytest.approx(6 * 8 / 100_000)
+
+
+def test_the_result_has_the_last_evaluation_the_sizes_and_the_versions(finished):
+    result = json.loads((finished / "result.json").read_text())
+    last = read_metrics(finished)[-1]
+    assert {name: result[name] for name in last if name.startswith("eval/")} == {
+        name: value for name, value in last.items() if name.startswith("eval/")
+    }
+    assert (result["step"], result["images_seen"], result["seed"]) == (6, 48, 0)
+    assert result["eval_images"] == 20
+    assert result["packages"]["torch"] == torch.__version__
+    assert result["backbone_parameters"] == sum(p.numel() for p in ViT.from_pretrained(finished / "backbone").parameters())
+
+
+def test_the_backbone_is_the_encoder_of_the_last_checkpoint(finished):
+    from safetensors.torch import load_file
+
+    vit = ViT.from_pretrained(finished / "backbone")
+    trained = load_file(finished / "checkpoints" / "step_00000006" / "model.safetensors")
+    for name, tensor in vit.state_dict().items():
+        assert torch.equal(tensor, trained[f"vit.{name}"])
+    assert vit(torch.zeros(1, 3, 16, 16)).shape == (1, 17, 32)
+
+
+def test_tensorboard_has_scalars_pictures_and_hyper_parameters(finished):
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "eval/bin_accuracy", "optim/lr", "speed/images_per_second"} <= set(tags["scalars"])
+    recorded = [event.value for event in events.Scalars("train/loss")]
+    assert np.allclose(recorded, losses(read_metrics(finished)))
+    assert len(tags["images"]) == 1
+    plugins = events.summary_metadata
+    assert any(metadata.plugin_data.plugin_name == "hparams" for metadata in plugins.values())
+
+
+def test_sample_pictures_show_four_panels_a_row(finished):
+    paths = sorted((finished / "samples").glob("*.png"))
+    assert len(paths) == 2
+    width, height = Image.open(paths[0]).size
+    assert width == pytest.approx(4 * 18 * 8, abs=8)
+    assert height > width  # eight images, one a row
+
+
+def test_the_resolved_config_repeats_the_run(finished, tmp_path):
+    again = pretrain(tmp_path / "again", "--config", str(finished / "config.toml"))
+    assert without_speeds(again) == without_speeds(read_metrics(finished))
+
+
+def test_another_seed_gives_another_run(finished, tmp_path):
+    assert losses(pretrain(tmp_path / "other", "--seed", "1")) != losses(read_metrics(finished))
+
+
+def test_accumulation_gives_the_same_losses(finished, tmp_path):
+    parts = pretrain(tmp_path / "parts", "--train.accumulate", "4")
+    assert losses(parts) == pytest.approx(losses(read_metrics(finished)), abs=1e-4)
+
+
+def test_two_processes_train_as_one_and_write_once(finished, tmp_path):
+    done = launch("--output", str(tmp_path / "two"), launcher=two_processes())
+    assert done.returncode == 0, done.stderr
+    assert "processes: 2" in done.stdout
+    assert done.stdout.count("the nearest visible") == 1
+    together, alone = read_metrics(tmp_path / "two"), read_metrics(finished)
+    assert losses(together) == pytest.approx(losses(alone), abs=1e-4)
+    for name in ("eval/bin_accuracy", "eval/baseline_majority", "eval/baseline_neighbours"):
+        assert together[-1][name] == pytest.approx(alone[-1][name], abs=5e-3)
+
+
+def test_a_killed_run_resumes_to_the_same_losses_to_the_last_bit(tmp_path):
+    long = ["--train.steps", "40", "--model.dropout", "0.1", "--model.drop-path", "0.1", "--data.workers", "1"]
+    whole = pretrain(tmp_path / "whole", *long)
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(command("--output", str(folder), *long), stderr=subprocess.DEVNULL)
+    while not list((folder / "checkpoints").glob("step_0000000[48]")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(read_metrics(folder))
+    assert before < 40
+    assert not (folder / "result.json").exists()
+    assert without_speeds(pretrain(folder, *long, "--resume")) == without_speeds(whole)
+
+
+def test_sigterm_stops_with_a_checkpoint_and_exit_code_0(tmp_path):
+    long = ["--train.steps", "400", "--train.checkpoint-every", "1000"]
+    process = subprocess.Popen(
+        command("--output", str(tmp_path / "run"), *long), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "resume with" in out
+    stopped = read_metrics(tmp_path / "run")[-1]["step"]
+    checkpoint = tmp_path / "run" / "checkpoints" / f"step_{stopped:08d}"
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == stopped
+
+
+def test_resume_without_a_checkpoint_starts_fresh(finished, tmp_path):
+    assert without_speeds(pretrain(tmp_path / "new", "--resume")) == without_speeds(read_metrics(finished))
+
+
+def test_a_finished_run_can_be_given_more_steps(tmp_path):
+    pretrain(tmp_path / "run", "--optim.decay", "none")
+    more = pretrain(tmp_path / "run", "--optim.decay", "none", "--train.steps", "8", "--resume")
+    longer = pretrain(tmp_path / "longer", "--optim.decay", "none", "--train.steps", "8")
+    assert losses(more) == losses(longer)
+    assert [line["step"] for line in more] == list(range(1, 9))
+
+
+def test_a_run_is_not_overwritten(finished):
+    with pytest.raises(UserError, match=r"already holds a run; --resume"):
+        pretrain(finished)
+
+
+@pytest.mark.parametrize("target", ["pixels", "4x4", "2x2"])
+def test_the_other_targets_train(tmp_path, target):
+    lines = pretrain(tmp_path / "run", "--data.target", target, "--train.steps", "25", "--optim.lr", "3e-3")
+    assert np.mean(losses(lines)[-5:]) < np.mean(losses(lines)[:5])
+    assert 0 < lines[-1]["eval/baseline_neighbours"] < 1
+
+
+def test_all_parts_of_the_model_can_be_chosen(tmp_path):
+    options = ["--model.img-size", "16", "24", "--model.pos-embed", "2d", "--corrupt.shape", "blocks"]
+    lines = pretrain(tmp_path / "run", *options, "--augment.crop", "resized", "--optim.name", "adam")
+    assert all(np.isfinite(losses(lines)))
+
+
+def test_a_model_learns_to_tell_colours_better_than_both_guesses(tmp_path):
+    """On pictures of one flat colour each, the visible patches say everything: a small model soon knows."""
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        colour = rng.choice([16, 80, 240], size=3).astype(np.uint8)
+        Image.fromarray(np.broadcast_to(colour, (16, 16, 3)).copy()).save(tmp_path / f"{i}.png")
+    options = ["--data.path", str(tmp_path), "--train.steps", "150", "--optim.lr", "3e-3", "--eval.every", "150"]
+    last = pretrain(tmp_path / "run", *options, "--train.batch-size", "32")[-1]
+    assert last["eval/bin_accuracy"] > 0.9
+    assert last["eval/baseline_majority"] < 0.5
+    assert last["eval/baseline_neighbours"] == 1.0
+
+
+def folder_with_a_truncated_image(folder: Path) -> Path:
+    """Twelve images, of which photos/5.png is cut short; returns that one."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    damaged = folder / "5.png"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    return damaged
+
+
+def test_a_truncated_image_stops_the_run_with_its_path(tmp_path):
+    damaged = folder_with_a_truncated_image(tmp_path / "photos")
+    with pytest.raises(UserError, match=re.escape(str(damaged)) + r".*--data\.on-error skip"):
+        pretrain(tmp_path / "run", "--data.path", str(tmp_path / "photos"))
+
+
+def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, capsys):
+    damaged = folder_with_a_truncated_image(tmp_path / "photos")
+    pretrain(tmp_path / "run", "--data.path", str(tmp_path / "photos"), "--data.on-error", "skip")
+    assert f"1 of 12 images in {tmp_path / 'photos'} could not be read" in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "run" / "result.json").read_text())["unreadable_images"]) == [str(damaged)]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model.img-size", "30"], "--model.img-size 30 is not a multiple of --model.patch-size 4; the nearest"),
+        (["--train.steps", "0"], "--train.steps 0 must be above 0"),
+        (["--optim.lr", "nan"], "--optim.lr nan must be above 0"),
+        (["--corrupt.ratio", "1"], "--corrupt.ratio 1.0"),
+        (["--corrupt.mask", "0.5"], "sum 1"),
+        (["--data.target", "colour"], "there are: mean-colour, 4x4"),
+        (["--data.fraction", "2"], "--data.fraction 2.0 must be in 0..1"),
+        (["--train.accumulate", "3"], "--train.batch-size 8 does not divide into 1 processes x --train.accumulate 3; 6"),
+        (["--data.path", "./nowhere"], "--data.path ./nowhere does not exist"),
+        (["--data.split", "night"], "shapes has no split 'night'; it has: train, validation, test"),
+        (["--config", "nowhere.toml"], "--config nowhere.toml: No such file"),
+    ],
+)
+def test_wrong_options_are_named_with_the_way_out(tmp_path, options, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        pretrain(tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_option_ends_with_one_line_and_exit_code_2(tmp_path):
+    done = launch("--model.img-size", "30", "--output", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --model.img-size 30")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_in_a_preset_is_named_with_its_file(tmp_path, capsys):
+    preset = tmp_path / "preset.toml"
+    preset.write_text("[optim]\nlrr = 1\n")
+    with pytest.raises(SystemExit) as end:
+        parse(Pretrain, ["--config", str(preset)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "--optim.lrr" in error
+    assert str(preset) in error
+
+
+def test_help_names_every_option_and_does_not_wait_for_torch():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "mpp" / "pretrain.py"), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for option in as_arguments({"data": {"path": 0}, "model": {"patch_size": 0}, "train": {"batch_size": 0}}):
+        assert option == "0" or option in done.stdout
+    assert "| torch\n" not in done.stderr
+
+
+def test_the_quickstart_preset_is_the_default():
+    assert parse(Pretrain, as_arguments(read_toml(PRESETS / "quickstart.toml"))) == Pretrain()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_preset_is_valid(preset):
+    from mpp.config import check_pretrain
+
+    check_pretrain(parse(Pretrain, ["--config", str(preset)]))
+
+
+def test_options_on_the_line_win_over_the_preset():
+    config = parse(Pretrain, ["--config", str(PRESETS / "paper-vit-b16.toml"), "--train.batch-size", "64"])
+    assert (config.train.batch_size, config.optim.lr, config.train.steps) == (64, 2e-4, 1_000_000)

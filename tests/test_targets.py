@@ -1,0 +1,169 @@
+"""Targets: hand-made colours for every edge, from the images as seen."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mpp.augment import normalise
+from mpp.corrupt import Corruption
+from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
+
+
+def flat_image(*colours: tuple[int, int, int], patch: int = 4) -> torch.Tensor:
+    """One image (1, 3, patch, patch * n) whose n patches are of one colour each."""
+    patches = [torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, patch, patch) for colour in colours]
+    return torch.cat(patches, dim=-1)[None]
+
+
+@pytest.mark.parametrize(
+    ("colour", "levels"),
+    [
+        ((0, 0, 0), (0, 0, 0)),
+        ((31, 31, 31), (0, 0, 0)),
+        ((32, 32, 32), (1, 1, 1)),
+        ((255, 255, 255), (7, 7, 7)),
+        ((0, 31, 32), (0, 0, 1)),
+        ((255, 0, 128), (7, 0, 4)),
+        ((127, 224, 223), (3, 7, 6)),
+    ],
+)
+def test_the_class_of_a_colour_is_floor_of_mean_over_32_a_channel(colour, levels):
+    r, g, b = levels
+    assert make_target("mean-colour", 4).of(flat_image(colour)).tolist() == [[[64 * r + 8 * g + b]]]
+
+
+def test_the_mean_is_exact_at_a_bins_edge():
+    """15 pixels of 32 and one of 31 have a mean just under 32: the lower bin, with no rounding."""
+    image = flat_image((32, 32, 32))
+    assert make_target("mean-colour", 4).of(image).item() == 64 + 8 + 1
+    image[0, :, 0, 0] = 31
+    assert make_target("mean-colour", 4).of(image).item() == 0
+
+
+def test_classes_are_those_of_the_uint8_image_and_spread_where_normalised_pixels_collapse():
+    """The bug of other repositories: bins computed from normalised pixels fall nearly all into one class."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (16, 3, 1, 1), dtype=torch.uint8).expand(16, 3, 32, 32).contiguous()
+    target = make_target("mean-colour", 4)
+    assert len(target.of(images).unique()) >= 14
+    assert len(target.of(normalise(images)).unique()) == 1  # what must not be done: everything lands in one bin
+
+
+@pytest.mark.parametrize(("bits", "classes"), [(1, 8), (2, 64), (3, 512), (4, 4096)])
+def test_bits_a_channel_are_an_option(bits, classes):
+    target = make_target("mean-colour", 4, bits)
+    assert target.num_outputs == classes
+    assert target.of(flat_image((255, 255, 255))).item() == classes - 1
+    below, above = 2 ** (8 - bits) - 1, 2 ** (8 - bits)
+    assert target.of(flat_image((0, 0, below), (0, 0, above))).flatten().tolist() == [0, 1]
+
+
+def test_patches_are_numbered_row_by_row():
+    top = flat_image((0, 0, 0), (32, 0, 0))
+    bottom = flat_image((64, 0, 0), (96, 0, 0))
+    target = make_target("mean-colour", 4).of(torch.cat([top, bottom], dim=-2))
+    assert (target.flatten() // 64).tolist() == [0, 1, 2, 3]
+
+
+def test_the_4x4_target_has_a_class_for_each_cell_in_reading_order():
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    for cell in range(16):
+        y, x = 4 * (cell // 4), 4 * (cell % 4)
+        image[0, 2, y : y + 4, x : x + 4] = 32 * (cell % 8)
+    target = make_target("4x4", 16)
+    assert target.num_outputs == 16 * 512
+    assert target.of(image).flatten().tolist() == [cell % 8 for cell in range(16)]
+
+
+def test_the_4x4_target_of_4_pixel_patches_is_every_pixel():
+    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    classes = make_target("4x4", 4).of(image)  # (2, 4, 16)
+    r, g, b = (image[1, :, 5, 2] // 32).tolist()  # patch 2 (below left), its row 1, column 2
+    assert classes[1, 2, 1 * 4 + 2].item() == 64 * r + 8 * g + b
+
+
+@pytest.mark.parametrize("name", ["mean-colour", "4x4", "2x2"])
+def test_the_loss_of_knowing_nothing_is_the_log_of_the_number_of_classes(name):
+    target = make_target(name, 8)
+    predictions = torch.zeros(2, 3, target.num_outputs)
+    truth = torch.randint(0, 512, (2, 3, target.cells))
+    assert target.loss(predictions, truth).item() == pytest.approx(math.log(512), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean-colour", "4x4"])
+def test_the_loss_equals_cross_entropy_cell_by_cell(name):
+    torch.manual_seed(0)
+    target = make_target(name, 4)
+    predictions = torch.randn(2, 3, target.num_outputs)
+    truth = torch.randint(0, 512, (2, 3, target.cells))
+    losses = [
+        -torch.log_softmax(predictions[b, k, 512 * c : 512 * (c + 1)], dim=0)[truth[b, k, c]]
+        for b in range(2)
+        for k in range(3)
+        for c in range(target.cells)
+    ]
+    assert target.loss(predictions, truth).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_pixels_are_regressed_by_mean_squared_error_between_minus_1_and_1():
+    target = make_target("pixels", 4)
+    truth = target.of(flat_image((0, 255, 128)))
+    assert truth.shape == (1, 1, 48)
+    assert (truth.min(), truth.max()) == (-1, 1)
+    assert target.loss(truth + 0.5, truth).item() == pytest.approx(0.25)
+    assert target.bins(truth).item() == 0 * 64 + 7 * 8 + 4
+    assert torch.equal(target.true_pixels(truth)[0, 0], flat_image((0, 255, 128))[0])
+
+
+@pytest.mark.parametrize("name", ["mean-colour", "4x4", "pixels"])
+def test_a_perfect_prediction_is_counted_right_and_painted_within_half_a_bin(name):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 4, 8), dtype=torch.uint8)
+    target = make_target(name, 4)
+    truth = target.of(images)
+    predictions = truth if name == "pixels" else torch.nn.functional.one_hot(truth, 512).flatten(2).float()
+    assert torch.equal(target.predicted_bins(predictions), target.bins(truth))
+    painted = target.pixels(predictions)
+    assert torch.equal(painted, target.true_pixels(truth))
+    shown = draw_patches(images, torch.arange(2).expand(2, -1), painted)
+    if name != "mean-colour":
+        assert (shown.int() - images.int()).abs().max() <= 16
+
+
+@pytest.mark.parametrize(("name", "patch_size"), [("colour", 4), ("3x3", 4), ("4x2", 4), ("0x0", 4)])
+def test_targets_that_do_not_exist_or_fit_are_refused(name, patch_size):
+    with pytest.raises(ValueError, match=r"target|divide"):
+        make_target(name, patch_size)
+
+
+def test_neighbours_guess_is_the_mean_of_the_nearest_visible_patches():
+    images = flat_image((10, 0, 0), (0, 0, 0), (50, 0, 0), (0, 0, 0), (200, 0, 0))
+    colours = nearest_visible_colours(images, torch.tensor([[1, 3]]), patch_size=4)
+    assert colours[0, 0].tolist() == [30, 0, 0]  # between 10 and 50
+    assert colours[0, 1].tolist() == [125, 0, 0]
+    far = nearest_visible_colours(images, torch.tensor([[0, 1, 2, 3]]), patch_size=4)
+    assert far[0].tolist() == [[200, 0, 0]] * 4
+
+
+def test_neighbours_guess_equals_a_slow_loop():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 16, 12), dtype=torch.uint8)
+    indices = torch.stack([torch.randperm(12)[:6].sort().values for _ in range(3)])
+    colours = nearest_visible_colours(images, indices, 4)
+    for b in range(3):
+        visible = [n for n in range(12) if n not in indices[b]]
+        for k, n in enumerate(indices[b].tolist()):
+            distance = {v: (v // 3 - n // 3) ** 2 + (v % 3 - n % 3) ** 2 for v in visible}
+            nearest = [v for v in visible if distance[v] == min(distance.values())]
+            means = [images[b, :, v // 3 * 4 :, v % 3 * 4 :][:, :4, :4].float().mean((1, 2)) for v in nearest]
+            assert torch.allclose(colours[b, k], torch.stack(means).mean(0), atol=1e-3)
+
+
+def test_the_picture_of_a_corruption_shows_grey_for_mask_and_the_replacement_for_replaced():
+    images = flat_image((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    corruption = Corruption(torch.tensor([[0, 1, 2]]), torch.tensor([[3, 2, 2]]))
+    shown = draw_corrupted(images, corruption.indices, corruption.sources, 4)
+    assert torch.equal(shown, flat_image((128, 128, 128), (0, 0, 255), (0, 0, 255)))
