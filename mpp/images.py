@@ -112,8 +112,6 @@ class TableImages:
         import datasets
 
         self.path, self.split = path, split
-        if not len(table):
-            raise UserError(f"--data.path {path} has no images in its split {split}")
         image = _pick_column(table, image_column, "image")
         label = _pick_column(table, label_column, "label")
         if label_column is None and label and _names_splits(table.features[label]):

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
-from torchvision.io import encode_png
+from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from mpp.config import flat, write_toml
@@ -55,7 +55,7 @@ class Records:
             return
         for name, images in pictures.items():
             grid = make_grid(images.cpu(), nrow=1, padding=2, pad_value=255)
-            write_whole(self.folder / "samples" / f"{name}_{step:08d}.png", encode_png(grid).numpy().tobytes())
+            to_pil_image(grid).save(self.folder / "samples" / f"{name}_{step:08d}.png")
             self._writer().add_image(f"samples/{name}", grid, step)
 
     def _take_back(self, step: int) -> None:

