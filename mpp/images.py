@@ -112,8 +112,8 @@ class TableImages:
         import datasets
 
         self.path, self.split = path, split
-        image = _pick_column(table, image_column, "image")
-        label = _pick_column(table, label_column, "label")
+        image = pick_column(table, image_column, "image")
+        label = pick_column(table, label_column, "label")
         if label_column is None and label and _names_splits(table.features[label]):
             label = ""
         self.label_names: list[str] | None = None
@@ -293,7 +293,7 @@ def _names_splits(feature: Any) -> bool:
     return isinstance(feature, datasets.ClassLabel) and set(feature.names) <= folders
 
 
-def _pick_column(table: Dataset, named: str | None, kind: str) -> str:
+def pick_column(table: Dataset, named: str | None, kind: str) -> str:
     """The column called `named`, or the one whose type says that it holds the "image" or the "label" ("" if none)."""
     import datasets
 

@@ -78,8 +78,54 @@ class Sample:
     place: int
 
 
+def read_batch(
+    images: Images,
+    samples: Sequence[Sample],
+    view: View,
+    draws: Draws,
+    seed: int,
+    purpose: Purpose,
+    *,
+    stand_in: Callable[[int], int] | None = None,
+    labels: bool = False,
+) -> Batch:
+    """Read samples into a batch.
+
+    The unreadable are named in batch["unreadable"]. In their place the image of index `stand_in(index)` is read, and so
+    on; with no `stand_in` they are left out.
+    """
+    rngs = [generator(seed, purpose, s.step, s.place) for s in samples]
+    chunks = (samples[i : i + _OPEN_AT_ONCE] for i in range(0, len(samples), _OPEN_AT_ONCE))
+    opened = (image for chunk in chunks for image in images.read([s.index for s in chunk]))
+    arrays, indices, kept, unreadable = [], [], [], {}
+    for sample, image, rng in zip(samples, opened, rngs, strict=True):
+        index = sample.index
+        for _ in range(_MAX_SKIPS_IN_A_ROW):
+            try:
+                if isinstance(image, Unreadable):
+                    raise image
+                arrays.append(view.cut(image, rng))
+                indices.append(index)
+                kept.append(rng)
+                break
+            except Unreadable as error:
+                unreadable[images.where(index)] = str(error)
+                if stand_in is None:
+                    break
+                index = stand_in(index)
+                image = images.read([index])[0]
+    batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
+    if not arrays or (stand_in and len(arrays) < len(samples)):
+        return batch  # nothing to train on; the caller sees why in "unreadable"
+    batch["images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    if labels:
+        batch["labels"] = torch.from_numpy(images.labels(indices))
+    return batch | view.draw(kept) | draws(kept)
+
+
 class SampleReader(Dataset):
-    """Turns lists of `Sample` into batches, in the worker processes."""
+    """Turns lists of `Sample` of one set into batches, in the worker processes; with `replace`, the next readable image
+    stands in for an unreadable one."""
 
     def __init__(
         self, images: Images, view: View, draws: Draws, seed: int, purpose: Purpose, labels: bool, replace: bool
@@ -88,35 +134,17 @@ class SampleReader(Dataset):
         self.seed, self.purpose, self.labels, self.replace = seed, purpose, labels, replace
 
     def __getitems__(self, samples: Sequence[Sample]) -> Batch:
-        """Read samples. The unreadable are named in batch["unreadable"] and, with `replace`, stood in for by the next
-        readable image of the set; else they are left out."""
-        rngs = [generator(self.seed, self.purpose, s.step, s.place) for s in samples]
-        chunks = (samples[i : i + _OPEN_AT_ONCE] for i in range(0, len(samples), _OPEN_AT_ONCE))
-        opened = (image for chunk in chunks for image in self.images.read([s.index for s in chunk]))
-        arrays, indices, kept, unreadable = [], [], [], {}
-        for sample, image, rng in zip(samples, opened, rngs, strict=True):
-            index = sample.index
-            for _ in range(_MAX_SKIPS_IN_A_ROW):
-                try:
-                    if isinstance(image, Unreadable):
-                        raise image
-                    arrays.append(self.view.cut(image, rng))
-                    indices.append(index)
-                    kept.append(rng)
-                    break
-                except Unreadable as error:
-                    unreadable[self.images.where(index)] = str(error)
-                    if not self.replace:
-                        break
-                    index = (index + 1) % len(self.images)
-                    image = self.images.read([index])[0]
-        batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
-        if not arrays or (self.replace and len(arrays) < len(samples)):
-            return batch  # nothing to train on; the caller sees why in "unreadable"
-        batch["images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-        if self.labels:
-            batch["labels"] = torch.from_numpy(self.images.labels(indices))
-        return batch | self.view.draw(kept) | self.draws(kept)
+        stand_in = (lambda index: (index + 1) % len(self.images)) if self.replace else None
+        return read_batch(
+            self.images,
+            samples,
+            self.view,
+            self.draws,
+            self.seed,
+            self.purpose,
+            stand_in=stand_in,
+            labels=self.labels,
+        )
 
 
 class TrainOrder:
@@ -160,7 +188,7 @@ def train_loader(
     return DataLoader(
         SampleReader(images, view, draws, seed, Purpose.TRAIN, labels, replace=True),
         batch_sampler=TrainOrder(len(images), seed, share, start, steps),
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
     )
@@ -185,7 +213,7 @@ def eval_loader(
     return DataLoader(
         SampleReader(images, View(size), draws, 0, Purpose.EVAL, labels, replace=False),
         batch_sampler=batches[rank::world_size],
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
     )
@@ -211,5 +239,6 @@ class Subset:
         return self.images.where(int(self.indices[index]))
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
+    """A batch is collated where it is read."""
     return batch

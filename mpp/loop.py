@@ -30,18 +30,23 @@ from mpp.errors import UserError
 from mpp.loader import Batch, Share
 from mpp.optim import build_optimizer, schedule
 from mpp.records import Records, refuse_to_overwrite
+from mpp.streams import Positions
 
 
 class Job(Protocol):
     """What a command trains and how it is measured."""
 
+    unreadable: dict[str, str]  # evaluation images that were left out: where, why
+
     @property
     def model(self) -> nn.Module: ...
 
-    num_images: int  # of an epoch
+    def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
+        """This process's micro-batches from step `start` on; `positions` are those of a stream's last batch."""
+        ...
 
-    def batches(self, share: Share, start: int) -> DataLoader:
-        """This process's micro-batches from step `start` on."""
+    def epoch(self, step: int, positions: Positions) -> float:
+        """How often the training images have been seen after `step` steps."""
         ...
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,7 +143,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
     accelerator.wait_for_everyone()
     records.open(first, headline)
     share = Share(options.batch_size, accelerator.process_index, accelerator.num_processes, options.accumulate)
-    loader = job.batches(share, first)
+    positions: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
+    loader = job.batches(share, first, positions)
     clock = Clock()
     outcome = Outcome(first, {}, 0.0, stopped=False)
     bar = tqdm(
@@ -162,8 +168,9 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
 
     def save(step: int) -> None:
         with clock.paused():
+            state = {"positions": gather_dicts(accelerator, positions)}
             if accelerator.is_main_process:
-                checkpoints.save(output / "checkpoints", step, bare, optimizer, {}, options.keep_checkpoints)
+                checkpoints.save(output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints)
             accelerator.wait_for_everyone()
 
     model.train()
@@ -176,6 +183,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
             for _ in range(options.accumulate):
                 with clock.waiting_for_data():
                     batch = next_batch(batches, config.data.on_error, outcome.unreadable)
+                    positions |= batch.pop("positions", {})
                     batch = to_device(batch, accelerator.device)
                 with accelerator.accumulate(model):
                     loss, metrics = job.training_step(model, batch)
@@ -211,8 +219,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
                 evaluated = step
                 bar.write(summary_line(step, options.steps, outcome.metrics), file=sys.stdout)
             if values:
-                epoch = step * options.batch_size / job.num_images
-                records.log(step, {"epoch": epoch} | values)
+                records.log(step, {"epoch": job.epoch(step, positions)} | values)
             if step % options.checkpoint_every == 0 or last:
                 save(step)
                 saved = step
@@ -225,7 +232,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
     if saved != outcome.step and outcome.stopped:
         save(outcome.step)
     outcome.seconds = clock.total()
-    outcome.unreadable = gather_unreadable(accelerator, outcome.unreadable | getattr(job, "unreadable", {}))
+    outcome.unreadable = gather_dicts(accelerator, outcome.unreadable | job.unreadable)
     return outcome
 
 
@@ -271,8 +278,8 @@ def mean_over_group(accelerator: Accelerator, parts: list[dict[str, Tensor]]) ->
     return dict(zip(names, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
-def gather_unreadable(accelerator: Accelerator, mine: dict[str, str]) -> dict[str, str]:
-    """What all processes could not read."""
+def gather_dicts(accelerator: Accelerator, mine: dict[Any, Any]) -> dict[Any, Any]:
+    """The dicts of all processes in one."""
     return dict(gather_object(list(mine.items()))) if accelerator.num_processes > 1 else mine
 
 

@@ -16,10 +16,12 @@ from mpp.augment import normalise, shift_and_flip
 from mpp.config import Pretrain, height_width
 from mpp.corrupt import Corruption, draw_corruption
 from mpp.draws import Purpose, generator
+from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
 from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
 from mpp.loop import Outcome, note_unreadable, to_device
 from mpp.models import MaskedPatchModel
+from mpp.streams import Positions, Stream, held_out, is_stream, stream_loader
 from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
 from mpp.vit import ViT
 
@@ -47,26 +49,30 @@ class PretrainJob:
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
         self.grid = vit.grid
         self.train_images, self.eval_images = open_splits(config, size)
-        self.num_images = len(self.train_images)
         self.unreadable: dict[str, str] = {}
-        self.workers = config.data.workers
-        if self.workers is None:
-            self.workers = 0 if accelerator.device.type == "cpu" else min(8, torch.get_num_threads())
+        self.workers = 0 if accelerator.device.type == "cpu" else min(8, torch.get_num_threads())
+        if config.data.workers is not None:
+            self.workers = config.data.workers
         a = config.augment
         self.view = View(size, a.crop, a.pad, a.scale, a.flip)
 
-    def batches(self, share: Share, start: int) -> DataLoader:
-        return train_loader(
-            self.train_images,
-            self.view,
-            self.draw,
-            seed=self.config.seed,
-            share=share,
-            start=start,
-            steps=self.config.train.steps,
-            workers=self.workers or 0,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
+    def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
+        options: dict[str, Any] = {
+            "seed": self.config.seed,
+            "share": share,
+            "start": start,
+            "steps": self.config.train.steps,
+            "workers": self.workers,
+            "pin_memory": self.accelerator.device.type == "cuda",
+        }
+        if isinstance(self.train_images, Stream):
+            return stream_loader(self.train_images, self.view, self.draw, positions=positions, **options)
+        return train_loader(self.train_images, self.view, self.draw, **options)
+
+    def epoch(self, step: int, positions: Positions) -> float:
+        if isinstance(self.train_images, Stream):  # of unknown length: the epoch that its lanes are in
+            return sum(epoch for epoch, _ in positions.values()) / len(positions)
+        return step * self.config.train.batch_size / len(self.train_images)
 
     def draw(self, rngs: Rngs) -> dict[str, Tensor]:
         """The corruption of a batch, from its samples' generators."""
@@ -141,7 +147,7 @@ class PretrainJob:
             batch_size=self.config.eval.batch_size,
             rank=rank,
             world_size=world_size,
-            workers=self.workers or 0,
+            workers=self.workers,
         )
         for batch in loader:
             note_unreadable(batch, self.config.data.on_error, self.unreadable)
@@ -149,32 +155,56 @@ class PretrainJob:
                 yield to_device(batch, self.accelerator.device)
 
 
-def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images, Images]:
+def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Stream, Images]:
     """The images to train on and the held-out ones.
 
     Held out is --data.eval-split, or the set's validation or test split; a set with none gives up a tenth of its
-    images, but no more than --eval.images.
+    images, but no more than --eval.images, and a stream its last shard.
     """
     data = config.data
-    columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
-    train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
     splits = split_names(data.path)
     spare = [name for name in ("validation", "test") if name in splits and name != data.split]
     eval_split = data.eval_split or (spare[0] if spare else None)
+    if is_stream(data.path):
+        return open_stream_splits(config, eval_split)
+
+    columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
+    train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
     shuffled = generator(config.seed, Purpose.SPLIT).permutation(len(train))
     if eval_split is None:
-        held_out = min(config.eval.images, max(1, len(train) // 10))
-        evaluated: Images = Subset(train, np.sort(shuffled[:held_out]))
-        shuffled = shuffled[held_out:]
+        count = min(config.eval.images, max(1, len(train) // 10))
+        evaluated: Images = Subset(train, np.sort(shuffled[:count]))
+        shuffled = shuffled[count:]
     else:
         evaluated = load_images(data.path, eval_split, **columns)  # type: ignore[arg-type]
         if len(evaluated) > config.eval.images:
             chosen = generator(0, Purpose.SPLIT).permutation(len(evaluated))[: config.eval.images]
             evaluated = Subset(evaluated, np.sort(chosen))
+    if not len(shuffled):
+        raise UserError(f"--data.path {data.path} has one image: none is left to train on")
     kept = max(1, round(len(shuffled) * data.fraction))
     if kept < len(train):
         train = Subset(train, np.sort(shuffled[:kept]))
     return train, evaluated
+
+
+def open_stream_splits(config: Pretrain, eval_split: str | None) -> tuple[Stream, Images]:
+    """`open_splits` of WebDataset shards: whole shards are held out, and --data.fraction chooses among shards."""
+    data = config.data
+    train = Stream.open(data.path, data.split, data.image_column)
+    numbers = np.arange(len(train.indices))
+    if eval_split is not None:
+        spare = Stream.open(data.path, eval_split, data.image_column)
+    elif len(numbers) > 1:
+        spare, numbers = train.part(numbers[-1:]), numbers[:-1]
+    else:
+        raise UserError(
+            f"--data.path {data.path} is one shard, which leaves none to evaluate on; split it in two, or name one "
+            f"with --data.eval-split"
+        )
+    kept = max(1, round(len(numbers) * data.fraction))
+    chosen = generator(config.seed, Purpose.SPLIT).permutation(numbers)[:kept]
+    return train.part(np.sort(chosen)), held_out(spare, config.eval.images)
 
 
 def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outcome) -> dict[str, Any]:
@@ -189,7 +219,7 @@ def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outc
         "step": outcome.step,
         "images_seen": outcome.step * config.train.batch_size,
         "seconds": round(outcome.seconds, 1),
-        "train_images": len(job.train_images),
+        "train_images": None if isinstance(job.train_images, Stream) else len(job.train_images),
         "eval_images": len(job.eval_images),
         "target": config.data.target,
         "backbone_parameters": sum(p.numel() for p in job.model.vit.parameters()),
@@ -218,10 +248,10 @@ def closing_summary(config: Pretrain, job: PretrainJob, output: Path, outcome: O
     ]
     if outcome.unreadable:
         where, why = next(iter(outcome.unreadable.items()))
-        total = len(job.train_images) + len(job.eval_images)
+        total = "" if isinstance(job.train_images, Stream) else f" of {len(job.train_images) + len(job.eval_images):,}"
         lines.insert(
             1,
-            f"{len(outcome.unreadable)} of {total:,} images in {config.data.path} could not be read and were left "
-            f"out, the first: {where} ({why})",
+            f"{len(outcome.unreadable):,}{total} images in {config.data.path} could not be read and were left out, "
+            f"the first: {where} ({why})",
         )
     return "\n".join(lines)

@@ -8,8 +8,9 @@ fill its share. A lane's shards come in a fresh order every epoch and pass a shu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,13 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Unreadable, naming_the_source, open_image, pick_column, source_of
-from mpp.loader import Batch, Draws, Found, SampleReader, Share, View, as_it_is
+from mpp.loader import Batch, Draws, Sample, Share, View, as_it_is, read_batch
 
 if TYPE_CHECKING:
     from datasets import IterableDataset as Shards
 
 _MAX_LANES = 64  # files a process holds open, at most
 _BUFFER = 512  # samples, still encoded, that each lane shuffles among
+
+NO_LABELS = "WebDataset shards are read without labels; --data.path takes parquet or folders with labels"
 
 Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples of it that were read)
 
@@ -37,7 +40,7 @@ def is_stream(path: str) -> bool:
 
     name, options = source_of(path)
     with naming_the_source(path):
-        return "web" in load_dataset_builder(name, **options).name.lower()
+        return "web" in (load_dataset_builder(name, **options).name or "").lower()
 
 
 class Stream:
@@ -66,47 +69,37 @@ class Stream:
         """Where each sample of shard `number` is, and its encoded image."""
         shard = self.shards.shard(num_shards=self.shards.num_shards, index=self.indices[number])
         with naming_the_source(self.path):
-            for row in shard:
-                yield f"{row.get('__url__', self.path)}: {row.get('__key__', '?')}", row[self.image_column]
+            # .iter(), because plain iteration deals rows out to DataLoader workers, which `StreamReader` does itself
+            for rows in shard.iter(batch_size=16):
+                urls, keys = rows["__url__"], rows["__key__"]
+                yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
 
 
-class HeldOut:
+def held_out(stream: Stream, count: int) -> Row:
     """The first samples of a stream, kept in memory still encoded, to be read by index for evaluation."""
-
-    label_names = None
-
-    def __init__(self, stream: Stream, count: int) -> None:
-        every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
-        self.rows = [row for _, row in zip(range(count), every, strict=False)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, indices: Any) -> list[Image.Image | Unreadable]:
-        return [open_image(self.rows[i][1]) for i in indices]
-
-    def labels(self, indices: Any) -> np.ndarray:
-        raise UserError("WebDataset shards give images without labels here; --data.path takes parquet or folders for both")
-
-    def where(self, index: int) -> str:
-        return self.rows[index][0]
+    every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
+    return Row(dict(enumerate(islice(every, count))), count)
 
 
 class StreamReader(IterableDataset):
-    """This process's micro-batches of a stream, from step `start` on, going on at `positions`."""
+    """This process's micro-batches of a stream, from step `start` on, with its lanes going on at `positions`.
+
+    Each worker process reads all samples of the lanes, and decodes those of its own micro-batches.
+    """
 
     def __init__(
         self,
         stream: Stream,
-        reader: SampleReader,
+        view: View,
+        draws: Draws,
         seed: int,
         share: Share,
         start: int,
         steps: int,
         positions: Positions,
     ) -> None:
-        self.stream, self.reader, self.seed, self.share = stream, reader, seed, share
-        self.start, self.steps, self.positions = start, steps, positions
+        self.stream, self.view, self.draws, self.seed = stream, view, draws, seed
+        self.share, self.start, self.steps, self.positions = share, start, steps, positions
         self.lanes = lane_count(share.batch_size, len(stream.indices))
 
     def __len__(self) -> int:
@@ -115,20 +108,45 @@ class StreamReader(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        width = self.share.batch_size // self.lanes
+        width = self.share.batch_size // self.lanes  # samples of a lane in every batch
         mine = sorted({place // width for micro in range(self.share.accumulate) for place in self.share.places(micro)})
-        lanes = {lane: Lane(self.stream, self.seed, lane, self.lanes, self.positions.get(lane, (0, 0))) for lane in mine}
+        lanes = {n: Lane(self.stream, self.seed, n, self.lanes, self.positions.get(n, (0, 0))) for n in mine}
         number = 0
         for step in range(self.start, self.steps):
-            row = {lane * width + i: next(lanes[lane]) for lane in mine for i in range(width)}  # place -> sample
+            row = Row({n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}, width)
             for micro in range(self.share.accumulate):
                 if number % workers == turn:
-                    places = self.share.places(micro)
-                    found = [Found(*row[place], step, place, lambda place=place: next(lanes[place // width])) for place in places]
-                    batch = self.reader.assemble(found)
-                    batch["positions"] = {lane: lanes[lane].position for lane in mine}
-                    yield batch
+                    samples = [Sample(place, step, place) for place in self.share.places(micro)]
+                    batch = read_batch(
+                        row, samples, self.view, self.draws, self.seed, Purpose.TRAIN, stand_in=row.next_of_lane
+                    )
+                    yield batch | {"positions": {n: lane.position for n, lane in lanes.items()}}
                 number += 1
+
+
+class Row:
+    """The samples of one global batch that a process has read, by their places, as a set of images."""
+
+    label_names = None
+
+    def __init__(self, samples: dict[int, tuple[str, dict]], width: int) -> None:
+        self.samples, self.width = samples, width
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+        return [open_image(self.samples[int(i)][1]) for i in indices]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        raise UserError(NO_LABELS)
+
+    def where(self, index: int) -> str:
+        return self.samples[int(index)][0]
+
+    def next_of_lane(self, place: int) -> int:
+        """Who stands in for an unreadable sample: the next of its lane, which every process that needs it has read."""
+        return place // self.width * self.width + (place + 1) % self.width
 
 
 class Lane:
@@ -195,9 +213,8 @@ def stream_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """Batches of training from a stream; see `mpp.loader.train_loader`."""
-    reader = SampleReader(None, view, draws, seed, Purpose.TRAIN)
     return DataLoader(
-        StreamReader(stream, reader, seed, share, start, steps, positions),
+        StreamReader(stream, view, draws, seed, share, start, steps, positions),
         batch_size=None,
         collate_fn=as_it_is,
         num_workers=workers,

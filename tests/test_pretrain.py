@@ -48,7 +48,9 @@ def command(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> lis
 
 def launch(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
     """Run the command to its end in a process of its own."""
-    return subprocess.run(command(*options, launcher=launcher), capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command(*options, launcher=launcher), capture_output=True, text=True, timeout=240, check=False
+    )
 
 
 def two_processes() -> tuple[str, ...]:
@@ -106,7 +108,9 @@ def test_the_result_has_the_last_evaluation_the_sizes_and_the_versions(finished)
     assert (result["step"], result["images_seen"], result["seed"]) == (6, 48, 0)
     assert result["eval_images"] == 20
     assert torch.__version__.startswith(result["packages"]["torch"])
-    assert result["backbone_parameters"] == sum(p.numel() for p in ViT.from_pretrained(finished / "backbone").parameters())
+    assert result["backbone_parameters"] == sum(
+        p.numel() for p in ViT.from_pretrained(finished / "backbone").parameters()
+    )
 
 
 def test_the_backbone_is_the_encoder_of_the_last_checkpoint(finished):
@@ -275,7 +279,10 @@ def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, c
         (["--corrupt.mask", "0.5"], "sum 1"),
         (["--data.target", "colour"], "there are: mean-colour, 4x4"),
         (["--data.fraction", "2"], "--data.fraction 2.0 must be in 0..1"),
-        (["--train.accumulate", "3"], "--train.batch-size 8 does not divide into 1 processes x --train.accumulate 3; 6"),
+        (
+            ["--train.accumulate", "3"],
+            "--train.batch-size 8 does not divide into 1 processes x --train.accumulate 3; 6",
+        ),
         (["--data.path", "./nowhere"], "--data.path ./nowhere does not exist"),
         (["--data.split", "night"], "shapes has no split 'night'; it has: train, validation, test"),
         (["--config", "nowhere.toml"], "--config nowhere.toml: No such file"),

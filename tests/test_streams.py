@@ -1,0 +1,141 @@
+"""WebDataset shards: read from front to back, the same batches on any number of processes, and from any step on."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpp.errors import UserError
+from mpp.images import load_images
+from mpp.loader import Share, View
+from mpp.pretrain import main
+from mpp.records import read_metrics
+from mpp.streams import Stream, StreamReader, held_out, is_stream, lane_count, stream_loader
+from tests.test_pretrain import SMALL, losses, pretrain, without_speeds
+
+VIEW = View((16, 16))
+
+
+def write_shards(folder: Path, shards: int, each: int, damaged: int | None = None) -> Path:
+    """WebDataset shards of small PNGs; image number `damaged` is cut short."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = load_images("shapes", size=(16, 16)).read(range(shards * each))
+    for number in range(shards):
+        with tarfile.open(folder / f"train-{number:04d}.tar", "w") as tar:
+            for i in range(number * each, (number + 1) * each):
+                file = io.BytesIO()
+                images[i].save(file, "PNG")
+                data = file.getvalue()[:60] if i == damaged else file.getvalue()
+                for extension, content in (("png", data), ("cls", b"1")):
+                    info = tarfile.TarInfo(f"{i:06d}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A folder of five shards of seven images."""
+    return write_shards(tmp_path_factory.mktemp("wds") / "set", 5, 7)
+
+
+def batches(
+    folder: Path, share: Share, start: int = 0, steps: int = 6, positions: dict | None = None, workers: int = 0
+):
+    """The micro-batches of one process."""
+    options = {"seed": 0, "share": share, "start": start, "steps": steps, "workers": workers}
+    loader = stream_loader(
+        Stream.open(str(folder), "train"), VIEW, lambda rngs: {}, positions=positions or {}, **options
+    )
+    return list(loader)
+
+
+def test_a_folder_of_tar_files_is_a_stream_and_others_are_not(shards, tmp_path):
+    assert is_stream(str(shards))
+    assert not is_stream("shapes")
+
+
+def test_an_epoch_of_a_stream_has_every_image_once(shards):
+    stream = Stream.open(str(shards), "train")
+    reader = StreamReader(stream, VIEW, lambda rngs: {}, 0, Share(5), 0, 7, {})
+    assert reader.lanes == 5
+    seen = torch.cat([batch["images"] for batch in reader])
+    assert len(seen) == 35
+    assert len({image.numpy().tobytes() for image in seen}) == 35
+
+
+def test_epochs_and_seeds_differ_in_order(shards):
+    first, second = (torch.cat([b["images"] for b in batches(shards, Share(5), start=s, steps=s + 7)]) for s in (0, 0))
+    assert torch.equal(first, second)
+    longer = torch.cat([batch["images"] for batch in batches(shards, Share(5), steps=14)])
+    assert torch.equal(longer[:35], first)
+    assert not torch.equal(longer[35:], first)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_and_accumulation_together_read_what_one_process_reads(shards, world_size):
+    whole = batches(shards, Share(8))
+    parts = [batches(shards, Share(8, rank, world_size, accumulate=2)) for rank in range(world_size)]
+    for step in range(6):
+        together = [parts[rank][2 * step + micro]["images"] for rank in range(world_size) for micro in range(2)]
+        assert torch.equal(torch.cat(together), whole[step]["images"])
+
+
+def test_workers_change_nothing(shards):
+    alone, helped = batches(shards, Share(4)), batches(shards, Share(4), workers=2)
+    for a, b in zip(alone, helped, strict=True):
+        assert torch.equal(a["images"], b["images"])
+        assert a["positions"] == b["positions"]
+
+
+def test_a_stream_goes_on_from_the_positions_of_any_step(shards):
+    whole = batches(shards, Share(4), steps=20)
+    for step in (3, 9, 15):  # in the first, second and third epoch
+        rest = batches(shards, Share(4), start=step, steps=20, positions=whole[step - 1]["positions"])
+        assert all(torch.equal(a["images"], b["images"]) for a, b in zip(rest, whole[step:], strict=True))
+
+
+@pytest.mark.parametrize(("batch_size", "shards", "lanes"), [(8, 5, 4), (7, 5, 1), (4096, 1000, 64), (6, 1, 1)])
+def test_lanes_divide_a_batch_and_have_a_shard_each(batch_size, shards, lanes):
+    assert lane_count(batch_size, shards) == lanes
+
+
+def test_held_out_images_are_the_first_of_the_shards(shards):
+    images = held_out(Stream.open(str(shards), "train").part(torch.tensor([4])), 100)
+    assert len(images) == 7
+    assert "train-0004.tar" in images.where(0)
+
+
+def test_a_stream_trains_resumes_to_the_last_bit_and_holds_out_its_last_shard(shards, tmp_path):
+    options = ["--data.path", str(shards), "--optim.decay", "none", "--train.steps", "9"]
+    straight = pretrain(tmp_path / "straight", *options)
+    assert straight[-1]["epoch"] > 1
+    pretrain(tmp_path / "cut", *options, "--train.steps", "4")
+    resumed = pretrain(tmp_path / "cut", *options, "--resume")
+    assert losses(resumed) == losses(straight)
+    assert without_speeds(resumed)[-1] == without_speeds(straight)[-1]
+
+
+def test_a_damaged_image_in_a_shard_is_named_or_skipped(tmp_path, capsys):
+    folder = write_shards(tmp_path / "set", 3, 8, damaged=3)
+    with pytest.raises(UserError, match=r"train-0000\.tar: 000003 could not be read"):
+        pretrain(tmp_path / "stopped", "--data.path", str(folder))
+    lines = pretrain(tmp_path / "skipped", "--data.path", str(folder), "--data.on-error", "skip")
+    assert len(lines) == 6
+    assert "1 images in" in capsys.readouterr().out
+
+
+def test_one_shard_alone_leaves_nothing_to_evaluate_on(tmp_path):
+    folder = write_shards(tmp_path / "set", 1, 8)
+    with pytest.raises(UserError, match=r"--data\.eval-split"):
+        pretrain(tmp_path / "run", "--data.path", str(folder))
+
+
+def test_a_stream_of_fewer_images_than_a_batch_trains(tmp_path):
+    folder = write_shards(tmp_path / "set", 2, 3)
+    main([*SMALL, "--data.path", str(folder), "--output", str(tmp_path / "run")])
+    assert len(read_metrics(tmp_path / "run")) == 6
