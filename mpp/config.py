@@ -70,6 +70,8 @@ class Model:
     """Width of a block's hidden layer over D."""
     pos_embed: Literal["1d", "2d", "relative", "none"] = "1d"
     """Position embeddings; the paper found 1d, 2d and relative alike, and none 3 points worse."""
+    pos_init: Literal["normal", "sincos"] = "sincos"
+    """What 1d and 2d start as: noise, as in the paper's code, or sines and cosines, which learn far sooner."""
     dropout: float = 0.0
     """Probability of dropping a unit after each linear layer, in 0..1."""
     drop_path: float = 0.0

@@ -289,15 +289,23 @@ def summary_line(step: int, steps: int, metrics: dict[str, float]) -> str:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask for a clean stop with a checkpoint; a second one ends the process at once."""
+    """Ctrl-C and SIGTERM ask for a clean stop with a checkpoint; Ctrl-C again, a second later, ends at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested_at: float | None = None
         self.previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.requested_at is not None
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._request)
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ and sys.platform == "linux":
+            # `accelerate launch` of one process does not pass SIGTERM on: have the system do so when it ends
+            pr_set_pdeathsig = 1  # of linux/prctl.h
+            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -305,10 +313,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        print("\nstopping after this step, with a checkpoint (again: at once)", file=sys.stderr, flush=True)
-        for one in self.previous:
-            signal.signal(one, signal.SIG_DFL)
+        now = time.monotonic()
+        if self.requested_at is None:
+            self.requested_at = now
+            print("\nstopping after this step, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+        elif number == signal.SIGINT and now - self.requested_at > 1:  # launchers repeat the signal straight away
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
 
     def agreed(self, accelerator: Accelerator, due: bool) -> bool:
         """Whether to stop now. Processes agree where they meet anyway, when `due`, so that none waits for another."""

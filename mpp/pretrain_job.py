@@ -42,6 +42,7 @@ class PretrainJob:
             num_heads=m.num_heads,
             mlp_ratio=m.mlp_ratio,
             pos_embed=m.pos_embed,
+            pos_init=m.pos_init,
             dropout=m.dropout,
             drop_path=m.drop_path,
         )

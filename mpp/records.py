@@ -54,7 +54,7 @@ class Records:
         if not self.accelerator.is_main_process:
             return
         for name, images in pictures.items():
-            grid = make_grid(images.cpu(), nrow=1, padding=2, pad_value=255)
+            grid = make_grid(images.cpu(), nrow=2, padding=4, pad_value=255)
             to_pil_image(grid).save(self.folder / "samples" / f"{name}_{step:08d}.png")
             self._writer().add_image(f"samples/{name}", grid, step)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 PosEmbed = Literal["1d", "2d", "relative", "none"]
+PosInit = Literal["normal", "sincos"]
 
 VARIANTS: dict[str, dict[str, int]] = {
     "nano": {"embed_dim": 128, "depth": 6, "num_heads": 4},  # ours: for CPUs and small images
@@ -44,6 +45,9 @@ class ViT(
         in_chans: channels of an image.
         pos_embed: "1d" (the paper's default: one learnt vector a place), "2d" (a row half and a column half),
             "relative" (in every attention, the query meets a learnt vector for each offset) or "none".
+        pos_init: what learnt absolute position embeddings ("1d", "2d") start as: "normal" (the paper's code: noise of
+            deviation 0.02) or "sincos" (2-D sines and cosines, learnt from there on), with which masked patches find
+            their neighbours from the first step; see README, "What we measured".
         dropout: probability, in 0..1, after the position embeddings and after every linear layer of a block but qkv.
         drop_path: probability, in 0..1, of skipping the last block's branches for a sample; rises linearly with depth.
 
@@ -60,6 +64,7 @@ class ViT(
         patch_size: int = 16,
         in_chans: int = 3,
         pos_embed: PosEmbed = "1d",
+        pos_init: PosInit = "normal",
         embed_dim: int | None = None,
         depth: int | None = None,
         num_heads: int | None = None,
@@ -79,6 +84,11 @@ class ViT(
             raise ValueError(
                 f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads (2d: and 2 halves)"
             )
+        if pos_init not in get_args(PosInit):
+            raise ValueError(f"there is no pos_init {pos_init!r}; there are: {', '.join(get_args(PosInit))}")
+        if pos_init == "sincos" and self.embed_dim % 4:
+            raise ValueError(f"pos_init sincos needs an embed_dim that is a multiple of 4, not {self.embed_dim}")
+        self.pos_init = pos_init
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.pos_embed_kind = pos_embed
@@ -166,7 +176,8 @@ class ViT(
             if self.pos_embed_kind == "1d":
                 cls, places = self.pos_embed[:, :1], self.pos_embed[0, 1:]
                 places = _interpolate(rearrange(places, "(h w) d -> h w d", h=old[0]), self.grid)
-                self.pos_embed = nn.Parameter(torch.cat([cls, rearrange(places, "h w d -> 1 (h w) d")], dim=1))
+                places = torch.cat([cls, rearrange(places, "h w d -> 1 (h w) d")], dim=1)
+                self.pos_embed = nn.Parameter(places, self.pos_embed.requires_grad)
             elif self.pos_embed_kind == "2d":
                 rows = _interpolate(rearrange(self.pos_embed_rows, "h d -> h 1 d"), (self.grid[0], 1))
                 cols = _interpolate(rearrange(self.pos_embed_cols, "w d -> 1 w d"), (1, self.grid[1]))
@@ -198,6 +209,20 @@ class ViT(
         for name, parameter in self.named_parameters():
             if "pos_embed" in name or "relative" in name:
                 nn.init.normal_(parameter, std=0.02)
+        if self.pos_init == "sincos":
+            self._start_positions_as_sincos()
+
+    def _start_positions_as_sincos(self) -> None:
+        """Sines and cosines of the row in one half of an embedding, of the column in the other, in geometrically spaced
+        wavelengths, as MoCo v3's and MAE's fixed embeddings (arXiv 2104.02057, 2111.06377)."""
+        height, width = self.grid
+        rows, cols = _sincos(height, self.embed_dim // 2), _sincos(width, self.embed_dim // 2)
+        if self.pos_embed_kind == "1d":
+            places = [repeat(rows, "h d -> (h w) d", w=width), repeat(cols, "w d -> (h w) d", h=height)]
+            self.pos_embed[0, 1:] = torch.cat(places, dim=-1)
+        elif self.pos_embed_kind == "2d":
+            self.pos_embed_rows.copy_(rows)
+            self.pos_embed_cols.copy_(cols)
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> str | None:
         """Write `config.json` and `model.safetensors` to a folder (and to the hub with `push_to_hub=True`)."""
@@ -304,6 +329,13 @@ class RelativePositions(nn.Module):
         self.table = nn.Parameter(torch.cat([rearrange(places, "h w d -> (h w) d"), cls]))
         self.index = _offset_index(grid).to(self.index.device)
         self.grid = grid
+
+
+def _sincos(length: int, dim: int) -> Tensor:
+    """Sine-cosine embeddings of places 0..length-1: (length, dim), with wavelengths from 2 pi to 10,000 * 2 pi."""
+    frequencies = 10_000.0 ** -(torch.arange(dim // 2) / (dim // 2))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def _offset_index(grid: tuple[int, int]) -> Tensor:

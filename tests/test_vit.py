@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -655,3 +656,25 @@ def test_the_model_compiles_without_graph_breaks(pos_embed: str) -> None:
         expected = vit(images)
         torch.manual_seed(0)
         assert_near(compiled(images), expected)
+
+
+@pytest.mark.parametrize("pos_embed", ["1d", "2d"])
+def test_positions_that_start_as_sines_are_most_like_their_neighbours(pos_embed):
+    vit = ViT("nano", img_size=(24, 32), patch_size=4, pos_embed=pos_embed, pos_init="sincos")
+    places = vit.positions()[0, 1:]
+    assert places.shape == (48, 128)
+    like = torch.nn.functional.cosine_similarity(places[:, None], places[None], dim=-1)
+    y, x = torch.arange(48) // 8, torch.arange(48) % 8
+    distance = (y[:, None] - y[None]) ** 2 + (x[:, None] - x[None]) ** 2
+    assert (like[distance == 1].min() > like[distance >= 9].max()).item()
+    assert all(p.requires_grad for p in vit.parameters())
+
+
+def test_positions_that_start_as_sines_equal_maes():
+    """MAE's get_2d_sincos_pos_embed, in its own few lines of numpy: column half first there, row half first here."""
+    vit = ViT("nano", img_size=16, patch_size=4, pos_init="sincos")
+    omega = 1 / 10_000 ** (np.arange(32) / 32)
+    for n in range(16):
+        row, col = divmod(n, 4)
+        expected = [np.sin(row * omega), np.cos(row * omega), np.sin(col * omega), np.cos(col * omega)]
+        assert np.allclose(vit.pos_embed[0, 1 + n].detach(), np.concatenate(expected), atol=1e-6)
