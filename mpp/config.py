@@ -114,7 +114,7 @@ class Optim:
 
     name: Literal["adamw", "adam"] = "adamw"
     """adam is the paper's; adamw decays weights apart from the gradient."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate."""
     lr_batch_size: int | None = None
     """The batch size --optim.lr is meant for: at another, lr is scaled in proportion. Default: no scaling."""
@@ -134,9 +134,9 @@ class Optim:
 class Train:
     """How long, how fast, and what is kept."""
 
-    steps: int = 300
+    steps: int = 1000
     """Optimiser steps in all (a resumed run counts those it had)."""
-    batch_size: int = 128
+    batch_size: int = 32
     """Images a step, over all processes and accumulation."""
     accumulate: int = 1
     """Parts a step's batch is computed in, one after another, where memory is short."""
@@ -146,7 +146,7 @@ class Train:
     """torch.compile the model: a minute at the start, faster steps on GPUs (on CPUs it needs a C++ compiler)."""
     log_every: int = 1
     """Steps between lines in metrics.jsonl and TensorBoard."""
-    checkpoint_every: int = 100
+    checkpoint_every: int = 250
     """Steps between checkpoints; there is one at the end and at a stop besides."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints to keep."""
@@ -156,7 +156,7 @@ class Train:
 class Eval:
     """Evaluation on held-out images while training."""
 
-    every: int = 100
+    every: int = 250
     """Steps between evaluations; there is one at the end besides."""
     images: int = 2000
     """How many held-out images, at most."""

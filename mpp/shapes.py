@@ -66,13 +66,14 @@ def render(draws: np.ndarray, labels: dict[str, np.ndarray], size: tuple[int, in
     draws = draws.astype(np.float32)
     scene, objects = draws[:, 4:24], draws[:, 24:].reshape(batch, _MAX_COUNT, 8)
 
-    background = _colours(scene[:, 0], 0.15 + 0.45 * scene[:, 1], 0.25 + 0.6 * scene[:, 2])
-    image = _textured(background, scene[:, 3:9], y, x)  # (B, H, W, 3)
+    ground = _palette(scene[:, 0], scene[:, 1], scene[:, 2])
+    image = _textured(ground, _palette(scene[:, 9], scene[:, 10], scene[:, 11]), scene[:, 3:7], y, x)  # (B, H, W, 3)
 
-    saturation = np.where(labels["colour"] == 7, 0.0, 0.6 + 0.4 * scene[:, 9])
-    hue = _HUES[labels["colour"]].astype(np.float32) + (scene[:, 10] - 0.5) * 0.04
-    foreground = _colours(hue, saturation, 0.55 + 0.45 * scene[:, 11])
-    painted = _textured(foreground, scene[:, 12:18], y, x, hue_spread=0.03)
+    hue = _HUES[labels["colour"]].astype(np.float32)
+    saturation = np.where(labels["colour"] == 7, 0.0, 0.9).astype(np.float32)
+    bright = _colours(hue, saturation, 0.8 + 0.2 * scene[:, 16])
+    dark = _colours(hue, saturation, 0.45 + 0.2 * scene[:, 17])
+    painted = _textured(bright, dark, scene[:, 12:16], y, x)
 
     for k in range(_MAX_COUNT):
         radius, cy, cx, angle = _place(objects, labels["place"], k)
@@ -82,8 +83,8 @@ def render(draws: np.ndarray, labels: dict[str, np.ndarray], size: tuple[int, in
         tint = 0.85 + 0.3 * objects[:, k, 5]
         image += inside[..., None] * (painted * tint[:, None, None, None] - image)
 
-    light = 1 + 0.35 * (scene[:, 18, None, None] - 0.5) * (y[None] - 0.5) * 2
-    light = light + 0.35 * (scene[:, 19, None, None] - 0.5) * (x[None] - 0.5) * 2
+    light = 1 + 0.06 * (scene[:, 18, None, None] - 0.5) * (y[None] - 0.5) * 2
+    light = light + 0.06 * (scene[:, 19, None, None] - 0.5) * (x[None] - 0.5) * 2
     return (np.clip(image * light[..., None], 0, 1) * 255).astype(np.uint8)
 
 
@@ -110,25 +111,27 @@ def _inside(
     return inside * np.clip((distance - hole) * sharpness + 0.5, 0, 1)
 
 
-def _textured(
-    colour: np.ndarray, style: np.ndarray, y: np.ndarray, x: np.ndarray, hue_spread: float = 0.12
-) -> np.ndarray:
-    """Two shades of a colour mixed by a pattern: colour (B, 3), style (B, 6) in 0..1 -> (B, H, W, 3)."""
-    angle, frequency, phase = style[:, 0] * np.pi, 1.5 + 6 * style[:, 1], style[:, 2]
+def _textured(first: np.ndarray, second: np.ndarray, style: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Two colours (B, 3) mixed by a pattern, of which style (B, 4) in 0..1 is the angle, scale, phase and kind: waves,
+    bars, checks or dots, a few to an image, so that their course can be made out. -> (B, H, W, 3)"""
+    angle, frequency, phase = style[:, 0] * np.pi, 0.8 + 1.4 * style[:, 1], style[:, 2]
     along = y[None] * np.sin(angle)[:, None, None] + x[None] * np.cos(angle)[:, None, None]
     across = y[None] * np.cos(angle)[:, None, None] - x[None] * np.sin(angle)[:, None, None]
     wave = np.sin(2 * np.pi * (frequency[:, None, None] * along + phase[:, None, None]))
     cross = np.sin(2 * np.pi * (frequency[:, None, None] * across + phase[:, None, None] * 3))
-    kind = (style[:, 3] * 5).astype(np.int64)[:, None, None]  # plain slope, stripes, bars, checks, dots
+    kind = (style[:, 3] * 4).astype(np.int64)[:, None, None]
     pattern = np.select(
-        [kind == 0, kind == 1, kind == 2, kind == 3],
-        [along, 0.5 + 0.5 * wave, (wave > 0) * 1.0, (wave * cross > 0) * 1.0],
-        np.clip(wave + cross - 0.4, 0, 1),
+        [kind == 0, kind == 1, kind == 2],
+        [0.5 + 0.5 * wave, np.clip(4 * wave + 0.5, 0, 1), np.clip(8 * wave * cross + 0.5, 0, 1)],
+        np.clip(4 * (wave + cross) - 1.5, 0, 1),
     ).astype(np.float32)
-    contrast = 0.15 + 0.45 * style[:, 4]
-    shift = (np.stack([style[:, 5], style[:, 0], style[:, 1]], -1) - 0.5) * hue_spread * 4  # (B, 3)
-    second = np.clip(colour * (1 - contrast)[:, None] + shift, 0, 1)
-    return colour[:, None, None] + pattern[..., None] * (second - colour)[:, None, None]
+    return first[:, None, None] + pattern[..., None] * (second - first)[:, None, None]
+
+
+def _palette(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """One of 72 colours for a background, by three draws (B,) in 0..1 -> RGB (B, 3) in 0..1: like a painter's, so that
+    a model meets each often enough to know it by name within minutes."""
+    return _colours(np.floor(hue * 12) / 12, 0.25 + 0.35 * np.floor(saturation * 2), 0.25 + 0.3 * np.floor(value * 3))
 
 
 def _colours(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
