@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from mpp.errors import UserError
+
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 
@@ -46,7 +48,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, state:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    for old in whole(folder)[:-keep]:
+    kept = [path for path in whole(folder) if path.name <= final.name]  # newer ones were damaged, and gone back from
+    for old in set(whole(folder)) - set(kept[-keep:]):
         shutil.rmtree(old)
     return final
 
@@ -72,7 +75,13 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Put a checkpoint's weights and optimiser state into place, on whatever device they are."""
-    model.load_state_dict(load_file(path / WEIGHTS))
+    try:
+        model.load_state_dict(load_file(path / WEIGHTS))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} is of another model than the options ask for ({str(error).splitlines()[-1].strip()}); leave out "
+            f"the --model options to go on with the run's own"
+        ) from error
     optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
 
 

@@ -41,6 +41,14 @@ class Data:
 
 
 @dataclass
+class LabelledData(Data):
+    """Where the labelled images come from."""
+
+    labels: int | None = None
+    """How many training labels to use, evenly over the classes, chosen by --seed. Default: all."""
+
+
+@dataclass
 class PretrainData(Data):
     """Where the images come from, and what is predicted."""
 
@@ -76,6 +84,14 @@ class Model:
     """Probability of dropping a unit after each linear layer, in 0..1."""
     drop_path: float = 0.0
     """Probability of skipping the last block for a sample (less for earlier ones), in 0..1."""
+
+
+@dataclass
+class DownstreamModel(Model):
+    """The Vision Transformer: with --init scratch all of it, else only --model.img-size."""
+
+    img_size: int | tuple[int, int] | None = None  # type: ignore[assignment]
+    """Size of the images; another than the backbone's interpolates positions. Default: the backbone's own."""
 
 
 @dataclass
@@ -190,7 +206,49 @@ class Pretrain:
     config: str | None = None
     """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
     resume: bool = False
-    """Go on from the latest good checkpoint of --output; start fresh if there is none."""
+    """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+
+
+@dataclass
+class Probe:
+    """How frozen features are judged."""
+
+    layer: str = "last"
+    """`last`, a block's number from 1, or `all`: each block, and the best on a fifth of the training labels."""
+    pool: Literal["mean", "cls"] = "mean"
+    """An image's feature: the mean of its patches' tokens, or the [class] token, which MPP does not train."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Labels a class of the few-shot probes."""
+    draws: int = 5
+    """Random choices of these labels, of which mean and deviation are reported."""
+    neighbours: int = 20
+    """k of the k-nearest-neighbours classifier."""
+
+
+@dataclass
+class LinearProbe:
+    """Judge a backbone by its frozen features: logistic regression, few-shot ridge regression and k-NN.
+
+    Features are extracted once; labels of the evaluation split are looked at once, at the end. Example:
+
+      accelerate launch recipes/linear_probe.py --init runs/tin --data.path DIR --data.eval-split test
+    """
+
+    init: str = "scratch"
+    """A run's folder, an exported backbone's folder, a hub id, or scratch: random weights of --model.variant."""
+    data: LabelledData = field(default_factory=LabelledData)
+    model: DownstreamModel = field(default_factory=DownstreamModel)
+    probe: Probe = field(default_factory=Probe)
+    batch_size: int = 256
+    """Images a forward pass."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on accelerators that have it, else fp32."""
+    seed: int = 0
+    """Of the choice of labels (and of random weights)."""
+    output: str | None = None
+    """Where result.json goes. Default: runs/linear_probe-<date and time>."""
+    config: str | None = None
+    """A preset or another run's config.toml; options on the line win over it."""
 
 
 Config = TypeVar("Config")
@@ -203,7 +261,11 @@ def parse(kind: type[Config], args: list[str] | None = None) -> Config:
     args = sys.argv[1:] if args is None else args
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one prints help and errors
     default = kind()
-    if path := _named_preset(args):
+    path = _value_of("--config", args)
+    if path is None and "--resume" in args and (output := _value_of("--output", args)):
+        own = Path(output) / "config.toml"  # a run goes on as it began
+        path = str(own) if own.exists() else None
+    if path:
         try:
             default = tyro.cli(kind, args=as_arguments(read_toml(path)), console_outputs=speaks)
         except SystemExit:
@@ -262,13 +324,13 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _named_preset(args: list[str]) -> str | None:
-    """The value of --config, wherever it stands, given as two words or with '='."""
+def _value_of(option: str, args: list[str]) -> str | None:
+    """The value of an option, wherever it stands, given as two words or with '='."""
     for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
+        if arg == option and i + 1 < len(args):
             return args[i + 1]
-        if arg.startswith("--config="):
-            return arg.removeprefix("--config=")
+        if arg.startswith(f"{option}="):
+            return arg.removeprefix(f"{option}=")
     return None
 
 
@@ -295,7 +357,13 @@ def check(config: Any) -> None:
         "--data.fraction": data.fraction,
         "--model.mlp-ratio": model.mlp_ratio,
     }
-    for option, value in positive.items():
+    optional = {
+        "--model.depth": model.depth,
+        "--model.embed-dim": model.embed_dim,
+        "--model.num-heads": model.num_heads,
+        "--optim.lr-batch-size": optim.lr_batch_size,
+    }
+    for option, value in (positive | {k: v for k, v in optional.items() if v is not None}).items():
         if not (value > 0 and math.isfinite(value)):
             raise UserError(f"{option} {value} must be above 0")
     not_negative = {
@@ -320,6 +388,8 @@ def check(config: Any) -> None:
     for option, value in shares.items():
         if not all(0 <= part <= 1 for part in (value if isinstance(value, tuple) else (value,))):
             raise UserError(f"{option} {value} must be in 0..1")
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        raise UserError(f"--optim.betas {optim.betas} must each be at least 0 and below 1")
     p = model.patch_size
     for side in height_width(model.img_size):
         if side < p or side % p:

@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from einops import repeat
 from torch import Tensor
+
+from mpp.vit import gather
 
 MaskShape = Literal["uniform", "blocks"]
 
@@ -67,16 +68,12 @@ def draw_corruption(
 
 def corrupt(embeddings: Tensor, mask_token: Tensor, corruption: Corruption) -> Tensor:
     """Apply a corruption to patch embeddings (B, N, D), before positions are added; `mask_token` is (D,)."""
-    batch, num_patches, dim = embeddings.shape
-    with_mask = torch.cat([embeddings, mask_token.to(embeddings.dtype).expand(batch, 1, dim)], dim=1)  # (B, N + 1, D)
-    sources = torch.arange(num_patches, device=embeddings.device).expand(batch, -1)  # (B, N): everyone itself
-    sources = sources.scatter(1, corruption.indices, corruption.sources)
-    return gather(with_mask, sources)
-
-
-def gather(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Take tokens by place: (B, N, D), (B, K) -> (B, K, D)."""
-    return tokens.gather(1, repeat(indices, "b k -> b k d", d=tokens.shape[-1]))
+    batch, num_patches, _ = embeddings.shape
+    own = torch.arange(num_patches, device=embeddings.device).expand(batch, -1)  # (B, N)
+    sources = own.scatter(1, corruption.indices, corruption.sources)  # (B, N): everyone itself, but for the corrupted
+    masked = sources == num_patches
+    moved = gather(embeddings, torch.where(masked, own, sources))
+    return torch.where(masked[..., None], mask_token.to(embeddings.dtype), moved)
 
 
 def _blocks(rng: np.random.Generator, grid: tuple[int, int], count: int) -> np.ndarray:

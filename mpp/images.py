@@ -10,6 +10,8 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -111,28 +113,30 @@ class TableImages:
     ) -> None:
         import datasets
 
-        self.path, self.split = path, split
-        image = pick_column(table, image_column, "image")
-        label = pick_column(table, label_column, "label")
-        if label_column is None and label and _names_splits(table.features[label]):
-            label = ""
-        self.label_names: list[str] | None = None
-        self.class_of: dict[Any, int] | None = None  # of the column's values, where they are no class numbers
-        if label and isinstance(table.features[label], datasets.ClassLabel):
-            self.label_names = list(table.features[label].names)
-        elif label:
-            values = _values_in_all_splits(path, label)
-            self.label_names = [str(value) for value in values]
-            self.class_of = {value: number for number, value in enumerate(values)}
-        self.columns = table.column_names
-        self.image_column, self.label_column = image, label
+        self.path, self.split, self.columns = path, split, table.column_names
+        self.image_column = pick_column(table, image_column, "image")
         try:
-            self.table = table.cast_column(image, datasets.Image(decode=False)).select_columns(image)
+            images = table.cast_column(self.image_column, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(
-                f"--data.image-column {image} holds no images; there are: {', '.join(self.columns)}"
+                f"--data.image-column {self.image_column} holds no images; there are: {', '.join(self.columns)}"
             ) from error
-        self.label_table = table.select_columns(label) if label else None
+        self.table = images.select_columns(self.image_column)
+        self._whole_table, self._named_label = table, label_column
+        if label_column is not None:
+            assert self._labels  # a wrong name is told at once; what is not named, when labels are wanted
+
+    @cached_property
+    def _labels(self) -> LabelColumn | None:
+        table = self._whole_table
+        column = pick_column(table, self._named_label, "label")
+        if not column or (self._named_label is None and _names_splits(table.features[column])):
+            return None
+        return LabelColumn.of(table.select_columns(column), column, self.path)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return None if self._labels is None else self._labels.names
 
     def __len__(self) -> int:
         return len(self.table)
@@ -141,16 +145,42 @@ class TableImages:
         return [open_image(row) for row in self.table[list(map(int, indices))][self.image_column]]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
-        if self.label_table is None:
+        if self._labels is None:
             raise UserError(f"{self.path} has no label column; name one of {self.columns} with --data.label-column")
-        values = list(self.label_table[list(map(int, indices))][self.label_column])
+        values = self._labels.values(indices)
         if None in values:
-            raise UserError(f"{self.where(indices[values.index(None)])} has no label (column {self.label_column})")
-        return np.asarray([self.class_of[v] for v in values] if self.class_of else values, dtype=np.int64)
+            where = self.where(indices[values.index(None)])
+            raise UserError(f"{where} has no label (column {self._labels.column})")
+        return np.asarray(values, dtype=np.int64)
 
     def where(self, index: int) -> str:
         row = self.table[int(index)][self.image_column] or {}
         return row["path"] if row.get("path") and row.get("bytes") is None else f"{self.path}, {self.split} row {index}"
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """The labels of a table, and the names of the classes."""
+
+    table: Dataset
+    column: str
+    names: list[str]
+    class_of: dict[Any, int] | None  # of the column's values, where they are no class numbers
+
+    @classmethod
+    def of(cls, table: Dataset, column: str, path: str) -> LabelColumn:
+        """The labels in `column`: its classes, or the values that it has in any split."""
+        import datasets
+
+        if isinstance(table.features[column], datasets.ClassLabel):
+            return cls(table, column, list(table.features[column].names), None)
+        values = _values_in_all_splits(path, column)
+        return cls(table, column, [str(v) for v in values], {value: number for number, value in enumerate(values)})
+
+    def values(self, indices: Sequence[int]) -> list[int | None]:
+        """Class numbers of rows, None where there is no label."""
+        found = list(self.table[list(map(int, indices))][self.column])
+        return found if self.class_of is None else [None if v is None else self.class_of[v] for v in found]
 
 
 def open_image(row: dict | None) -> Image.Image | Unreadable:

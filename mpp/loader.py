@@ -7,6 +7,7 @@ are the same on any number of processes, workers and accumulation steps, and fro
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,6 +191,7 @@ def train_loader(
         batch_sampler=TrainOrder(len(images), seed, share, start, steps),
         collate_fn=as_it_is,
         num_workers=workers,
+        worker_init_fn=leave_signals,
         pin_memory=pin_memory,
     )
 
@@ -215,6 +217,7 @@ def eval_loader(
         batch_sampler=batches[rank::world_size],
         collate_fn=as_it_is,
         num_workers=workers,
+        worker_init_fn=leave_signals,
         pin_memory=pin_memory,
     )
 
@@ -242,3 +245,9 @@ class Subset:
 def as_it_is(batch: Any) -> Any:
     """A batch is collated where it is read."""
     return batch
+
+
+def leave_signals(worker: int) -> None:
+    """Have a worker process leave SIGTERM and Ctrl-C, which reach the whole group, to the process that trains."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,14 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -73,39 +79,43 @@ class Outcome:
     unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where, why
 
 
-def start_accelerator(train: Train) -> Accelerator:
+def start_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
     """Set up devices, processes and precision, and say which they are.
 
     Several processes on a machine without an accelerator form one gloo group: Accelerate has to be told (`cpu=True`),
     or each would train alone and write the same files.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    parts = world_size * train.accumulate
-    if train.batch_size % parts:
-        raise UserError(
-            f"--train.batch-size {train.batch_size} does not divide into {world_size} processes x --train.accumulate "
-            f"{train.accumulate}; {train.batch_size // parts * parts or parts} does"
-        )
-    has_accelerator = torch.accelerator.is_available()
-    bf16 = train.precision == "bf16" or (
-        train.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    bf16 = precision == "bf16" or (
+        precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     accelerator = Accelerator(
-        cpu=not has_accelerator and world_size > 1,
+        cpu=not torch.accelerator.is_available() and world_size > 1,
         mixed_precision="bf16" if bf16 else "no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(accumulate, sync_with_dataloader=False),
         log_with="tensorboard",
         project_config=ProjectConfiguration(logging_dir="."),  # `prepare_output` says where
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # while one process prepares a large set
     )
+    if accelerator.num_processes != world_size:
+        raise UserError(f"{world_size} processes were launched, but {accelerator.num_processes} found each other")
     where = accelerator.device.type
     if where == "cpu":
-        _use_the_cpu_well(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        _use_the_cpu_well()
         where = f"the CPU with {torch.get_num_threads()} threads each"
-    accelerator.print(
-        f"processes: {accelerator.num_processes}, on {where}, in {'bf16' if bf16 else 'fp32'}; a batch of "
-        f"{train.batch_size} is {world_size} processes x {train.accumulate} parts x {train.batch_size // parts} images"
-    )
+    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {'bf16' if bf16 else 'fp32'}")
     return accelerator
+
+
+def share_of(train: Train, accelerator: Accelerator) -> Share:
+    """What this process computes of every batch; raises UserError if a batch does not divide."""
+    parts = accelerator.num_processes * train.accumulate
+    if train.batch_size % parts:
+        raise UserError(
+            f"--train.batch-size {train.batch_size} does not divide into {accelerator.num_processes} processes x "
+            f"--train.accumulate {train.accumulate}; {train.batch_size // parts * parts or parts} does"
+        )
+    return Share(train.batch_size, accelerator.process_index, accelerator.num_processes, train.accumulate)
 
 
 def prepare_output(output: str | None, command: str, resume: bool, accelerator: Accelerator) -> Path:
@@ -127,11 +137,15 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
     `headline` is the evaluation metric that the hyper-parameter table of TensorBoard shows.
     """
     options: Train = config.train
+    share = share_of(options, accelerator)
     optimizer = build_optimizer(job.model, config.optim, options.batch_size)
     peaks = [group["lr"] for group in optimizer.param_groups]
+    options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     found = checkpoints.latest(output / "checkpoints") if config.resume else None
     if found:
         checkpoints.load(found[0], job.model, optimizer)
+        for group, asked in zip(optimizer.param_groups, options_asked, strict=True):
+            group |= asked  # loading brings back the options of the run that was cut
     first = found[1]["step"] if found else 0
     accelerator.print(f"resuming {found[0]} at step {first}" if found else f"training from step 0 into {output}")
     lr = schedule(optimizer, peaks, config.optim, options.steps, first)
@@ -142,9 +156,9 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
     records = Records(output, accelerator, config)
     accelerator.wait_for_everyone()
     records.open(first, headline)
-    share = Share(options.batch_size, accelerator.process_index, accelerator.num_processes, options.accumulate)
-    positions: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
-    loader = job.batches(share, first, positions)
+    resumed: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
+    loader = job.batches(share, first, resumed)
+    positions: Positions = {}  # of this process's lanes; every batch of a stream brings them
     clock = Clock()
     outcome = Outcome(first, {}, 0.0, stopped=False)
     bar = tqdm(
@@ -217,20 +231,21 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
                 outcome.metrics = evaluate(step)
                 values |= outcome.metrics
                 evaluated = step
-                bar.write(summary_line(step, options.steps, outcome.metrics), file=sys.stdout)
+                if accelerator.is_main_process:
+                    bar.write(summary_line(step, options.steps, outcome.metrics), file=sys.stdout)
             if values:
                 records.log(step, {"epoch": job.epoch(step, positions)} | values)
             if step % options.checkpoint_every == 0 or last:
                 save(step)
                 saved = step
-            if stop.agreed(accelerator, due=step % options.log_every == 0):
-                outcome.stopped = not last
+            if not last and stop.agreed(accelerator, due=step % options.log_every == 0 or step % 10 == 0):
+                outcome.stopped = True
+                if saved != step:
+                    save(step)
                 break
 
     if evaluated != outcome.step and not outcome.stopped:  # resumed after the last step: nothing was left to train
         outcome.metrics = evaluate(outcome.step)
-    if saved != outcome.step and outcome.stopped:
-        save(outcome.step)
     outcome.seconds = clock.total()
     outcome.unreadable = gather_dicts(accelerator, outcome.unreadable | job.unreadable)
     return outcome
@@ -316,13 +331,15 @@ class StopSignals:
         now = time.monotonic()
         if self.requested_at is None:
             self.requested_at = now
-            print("\nstopping after this step, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+            print(
+                "\nstopping within a few steps, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr, flush=True
+            )
         elif number == signal.SIGINT and now - self.requested_at > 1:  # launchers repeat the signal straight away
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
 
     def agreed(self, accelerator: Accelerator, due: bool) -> bool:
-        """Whether to stop now. Processes agree where they meet anyway, when `due`, so that none waits for another."""
+        """Whether to stop now. Several processes agree on it when `due`, because agreeing waits for the device."""
         if accelerator.num_processes == 1:
             return self.requested
         if not due:
@@ -370,7 +387,13 @@ class _Stopwatch:
         self.done(time.perf_counter() - self.started)
 
 
-def _use_the_cpu_well(local_processes: int) -> None:
+def cores_a_process() -> int:
+    """CPU cores there are for each process on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _use_the_cpu_well() -> None:
     """Threads and memory for training on a CPU.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nothing else is said, which halves the speed on two
@@ -378,8 +401,7 @@ def _use_the_cpu_well(local_processes: int) -> None:
     the system after every tensor saves page faults: 10 to 30 % of a step of the nano model at batch 256 (glibc only).
     """
     if int(os.environ.get("OMP_NUM_THREADS", 1)) == 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_processes))
+        torch.set_num_threads(cores_a_process())
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):

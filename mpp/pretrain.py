@@ -13,11 +13,12 @@ def main(args: list[str] | None = None) -> dict[str, float]:
 
     from accelerate.utils import set_seed  # heavy imports come after --help and the checks
 
-    from mpp.loop import prepare_output, start_accelerator, train
+    from mpp.loop import prepare_output, share_of, start_accelerator, train
     from mpp.pretrain_job import PretrainJob, closing_summary, write_result
     from mpp.records import finish
 
-    accelerator = start_accelerator(config.train)
+    accelerator = start_accelerator(config.train.precision, config.train.accumulate)
+    share_of(config.train, accelerator)
     output = prepare_output(config.output, "pretrain", config.resume, accelerator)
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,28 @@ from torch.utils.data import DataLoader
 
 from mpp.augment import normalise, shift_and_flip
 from mpp.config import Pretrain, height_width
-from mpp.corrupt import Corruption, draw_corruption
+from mpp.corrupt import Corruption, MaskShape, draw_corruption
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
 from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
-from mpp.loop import Outcome, note_unreadable, to_device
-from mpp.models import MaskedPatchModel
+from mpp.loop import Outcome, cores_a_process, note_unreadable, to_device
+from mpp.models import MaskedPatchModel, build_vit
 from mpp.streams import Positions, Stream, held_out, is_stream, stream_loader
 from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
-from mpp.vit import ViT
+
+
+@dataclass(frozen=True)
+class CorruptionDraws:
+    """The corruption of a batch, from its samples' generators: what the loader draws for this job."""
+
+    grid: tuple[int, int]
+    ratio: float
+    fates: tuple[float, float, float]
+    shape: MaskShape
+
+    def __call__(self, rngs: Rngs) -> dict[str, Tensor]:
+        return draw_corruption(rngs, self.grid, self.ratio, self.fates, self.shape)._asdict()
 
 
 class PretrainJob:
@@ -31,31 +44,19 @@ class PretrainJob:
 
     def __init__(self, config: Pretrain, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
-        m, size = config.model, height_width(config.model.img_size)
-        self.size = size
-        vit = ViT(
-            m.variant,
-            img_size=size,
-            patch_size=m.patch_size,
-            embed_dim=m.embed_dim,
-            depth=m.depth,
-            num_heads=m.num_heads,
-            mlp_ratio=m.mlp_ratio,
-            pos_embed=m.pos_embed,
-            pos_init=m.pos_init,
-            dropout=m.dropout,
-            drop_path=m.drop_path,
-        )
-        self.target = make_target(config.data.target, m.patch_size, config.data.bits)
+        self.size = height_width(config.model.img_size)
+        vit = build_vit(config.model)
+        self.target = make_target(config.data.target, vit.patch_size, config.data.bits)
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
-        self.grid = vit.grid
-        self.train_images, self.eval_images = open_splits(config, size)
+        self.train_images, self.eval_images = open_splits(config, self.size)
         self.unreadable: dict[str, str] = {}
-        self.workers = 0 if accelerator.device.type == "cpu" else min(8, torch.get_num_threads())
+        self.workers = 0 if accelerator.device.type == "cpu" else min(8, cores_a_process())
         if config.data.workers is not None:
             self.workers = config.data.workers
+        c = config.corrupt
+        self.draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
         a = config.augment
-        self.view = View(size, a.crop, a.pad, a.scale, a.flip)
+        self.view = View(self.size, a.crop, a.pad, a.scale, a.flip)
 
     def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
         options: dict[str, Any] = {
@@ -74,12 +75,6 @@ class PretrainJob:
         if isinstance(self.train_images, Stream):  # of unknown length: the epoch that its lanes are in
             return sum(epoch for epoch, _ in positions.values()) / len(positions)
         return step * self.config.train.batch_size / len(self.train_images)
-
-    def draw(self, rngs: Rngs) -> dict[str, Tensor]:
-        """The corruption of a batch, from its samples' generators."""
-        c = self.config.corrupt
-        corruption = draw_corruption(rngs, self.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
-        return corruption._asdict()
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = shift_and_flip(batch["images"], batch["shift"], batch["flip"])
@@ -100,7 +95,8 @@ class PretrainJob:
         colour of the nearest uncorrupted patches. Sums and counts, so that no image counts twice on any number of
         processes."""
         device = self.accelerator.device
-        sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, right, right by neighbours, images
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        sums = torch.zeros(4, dtype=exact, device=device)  # loss, right, right by neighbours, images
         counts = torch.zeros(self.target.cells, self.target.num_bins, dtype=torch.int64, device=device)
         for batch in self._eval_batches(self.accelerator.process_index, self.accelerator.num_processes):
             images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
@@ -109,8 +105,8 @@ class PretrainJob:
             right = self.target.predicted_bins(predictions) == truth
             colours = nearest_visible_colours(images, corruption.indices, self.config.model.patch_size)
             guessed = self.target.bins_of_colours(colours) == truth
-            means = [self.target.loss(predictions, targets), right.double().mean(), guessed.double().mean()]
-            sums += torch.stack([*(mean.double() for mean in means), sums.new_ones(())]) * len(images)
+            means = [self.target.loss(predictions, targets), right.to(exact).mean(), guessed.to(exact).mean()]
+            sums += torch.stack([*(mean.to(exact) for mean in means), sums.new_ones(())]) * len(images)
             for cell, count in zip(truth.unbind(-1), counts, strict=True):
                 count += torch.bincount(cell.flatten(), minlength=self.target.num_bins)
         sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
@@ -148,7 +144,8 @@ class PretrainJob:
             batch_size=self.config.eval.batch_size,
             rank=rank,
             world_size=world_size,
-            workers=self.workers,
+            workers=0 if only else self.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
         for batch in loader:
             note_unreadable(batch, self.config.data.on_error, self.unreadable)
@@ -159,8 +156,8 @@ class PretrainJob:
 def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Stream, Images]:
     """The images to train on and the held-out ones.
 
-    Held out is --data.eval-split, or the set's validation or test split; a set with none gives up a tenth of its
-    images, but no more than --eval.images, and a stream its last shard.
+    Held out, alike for every seed, is --data.eval-split, or the set's validation or test split; a set with none gives
+    up a tenth of its images, but no more than --eval.images, and a stream its last shard.
     """
     data = config.data
     splits = split_names(data.path)
@@ -171,7 +168,7 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
 
     columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
     train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
-    shuffled = generator(config.seed, Purpose.SPLIT).permutation(len(train))
+    shuffled = generator(0, Purpose.SPLIT).permutation(len(train))
     if eval_split is None:
         count = min(config.eval.images, max(1, len(train) // 10))
         evaluated: Images = Subset(train, np.sort(shuffled[:count]))
@@ -185,7 +182,8 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
         raise UserError(f"--data.path {data.path} has one image: none is left to train on")
     kept = max(1, round(len(shuffled) * data.fraction))
     if kept < len(train):
-        train = Subset(train, np.sort(shuffled[:kept]))
+        chosen = generator(config.seed, Purpose.SPLIT).permutation(shuffled)[:kept]
+        train = Subset(train, np.sort(chosen))
     return train, evaluated
 
 

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Unreadable, naming_the_source, open_image, pick_column, source_of
-from mpp.loader import Batch, Draws, Sample, Share, View, as_it_is, read_batch
+from mpp.loader import Batch, Draws, Sample, Share, View, as_it_is, leave_signals, read_batch
 
 if TYPE_CHECKING:
     from datasets import IterableDataset as Shards
 
 _MAX_LANES = 64  # files a process holds open, at most
-_BUFFER = 512  # samples, still encoded, that each lane shuffles among
+_BUFFER = 8192  # samples, still encoded, that a process with all lanes shuffles among
 
 NO_LABELS = "WebDataset shards are read without labels; --data.path takes parquet or folders with labels"
 
@@ -84,7 +84,8 @@ def held_out(stream: Stream, count: int) -> Row:
 class StreamReader(IterableDataset):
     """This process's micro-batches of a stream, from step `start` on, with its lanes going on at `positions`.
 
-    Each worker process reads all samples of the lanes, and decodes those of its own micro-batches.
+    Each worker process reads all samples of the lanes, and decodes those of its own micro-batches: reading costs once a
+    worker, so a few do. Going on in an epoch reads, undecoded, what it had before.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Lane:
     def __init__(self, stream: Stream, seed: int, lane: int, lanes: int, position: tuple[int, int]) -> None:
         self.stream, self.seed, self.lane = stream, seed, lane
         self.numbers = np.arange(lane, len(stream.indices), lanes)
+        self.buffer_size = max(1, _BUFFER // lanes)
         self.position = position
         self.samples = self._from(position)
 
@@ -181,7 +183,7 @@ class Lane:
         for number in rng.permutation(self.numbers):
             for sample in self.stream.samples(int(number)):
                 buffer.append(sample)
-                if len(buffer) == _BUFFER:
+                if len(buffer) == self.buffer_size:
                     yield buffer.pop(_swap_to_end(buffer, rng))
         while buffer:
             yield buffer.pop(_swap_to_end(buffer, rng))
@@ -195,8 +197,10 @@ def _swap_to_end(buffer: list, rng: np.random.Generator) -> int:
 
 
 def lane_count(batch_size: int, shards: int) -> int:
-    """The largest number of lanes that divides a batch, with at least one shard each and at most 64 files open."""
-    return max(n for n in range(1, min(shards, _MAX_LANES) + 1) if batch_size % n == 0)
+    """The largest number of lanes that divides a batch, with a shard and 8 samples of a batch each, at most 64: so that
+    an unreadable sample has neighbours to stand in for it, and not too many files are open."""
+    most = min(shards, _MAX_LANES)
+    return max(n for n in range(1, most + 1) if n == 1 or (batch_size % n == 0 and batch_size // n >= 8))
 
 
 def stream_loader(
@@ -218,5 +222,6 @@ def stream_loader(
         batch_size=None,
         collate_fn=as_it_is,
         num_workers=workers,
+        worker_init_fn=leave_signals,
         pin_memory=pin_memory,
     )

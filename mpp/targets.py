@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from mpp.corrupt import gather
+from mpp.vit import gather
 
 
 class Target(Protocol):

@@ -635,3 +635,19 @@ def test_no_damage_raises_anything_but_unreadable(kind):
     assert readable
     assert reasons
     assert all(reason and "\n" not in reason for reason in reasons)
+
+
+def test_several_label_columns_do_not_matter_until_labels_are_wanted(tmp_path):
+    path = tmp_path / "data.parquet"
+    import datasets
+
+    names = datasets.ClassLabel(names=["x", "y"])
+    features = datasets.Features({"image": datasets.Image(), "fine": names, "coarse": names})
+    rows = {"image": [{"bytes": data, "path": None} for data in encoded(1, 2)], "fine": [0, 1], "coarse": [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    images = load_images(str(path))
+    assert len(images.read([0, 1])) == 2
+    with pytest.raises(UserError) as error:
+        images.labels([0])
+    assert "fine, coarse" in one_line(error)
+    assert load_images(str(path), label_column="coarse").labels([0, 1]).tolist() == [1, 0]

@@ -223,6 +223,50 @@ def test_sigterm_to_the_launcher_stops_with_a_checkpoint(tmp_path):
     wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("step_????????")))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs process groups")
+def test_a_stop_of_the_whole_group_leaves_the_workers_to_the_run(tmp_path):
+    """As Ctrl-C in a terminal and scancel on a cluster do: every process of the group gets the signal."""
+    long = ["--train.steps", "2000", "--train.checkpoint-every", "5000", "--data.workers", "2"]
+    process = subprocess.Popen(
+        command("--output", str(tmp_path / "run"), *long),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, "resume with" in out) == (0, True)
+
+
+def test_resume_goes_on_with_the_runs_own_options(tmp_path):
+    pretrain(tmp_path / "run", "--optim.decay", "none", "--seed", "5")
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    main(["--output", str(tmp_path / "run"), "--resume", "--train.steps", "8"])
+    straight = pretrain(tmp_path / "straight", "--optim.decay", "none", "--seed", "5", "--train.steps", "8")
+    assert losses(read_metrics(tmp_path / "run")) == losses(straight)
+
+
+def test_resume_takes_new_options_of_the_optimiser(tmp_path):
+    """Loading the optimiser's state brings back its running means, not the options it was cut with."""
+    pretrain(tmp_path / "run")
+    pretrain(
+        tmp_path / "run", "--resume", "--train.steps", "8", "--optim.weight-decay", "0.5", "--optim.betas", "0.5", "0.6"
+    )
+    saved = tmp_path / "run" / "checkpoints" / "step_00000008" / "optimizer.pt"
+    groups = torch.load(saved, weights_only=True)["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert all(tuple(group["betas"]) == (0.5, 0.6) for group in groups)
+
+
+def test_resume_of_another_model_is_refused_in_one_line(tmp_path):
+    pretrain(tmp_path / "run")
+    with pytest.raises(UserError, match="is of another model"):
+        pretrain(tmp_path / "run", "--resume", "--model.embed-dim", "64")
+
+
 def test_resume_without_a_checkpoint_starts_fresh(finished, tmp_path):
     assert without_speeds(pretrain(tmp_path / "new", "--resume")) == without_speeds(read_metrics(finished))
 
@@ -295,6 +339,8 @@ def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, c
     ("options", "says"),
     [
         (["--model.img-size", "30"], "--model.img-size 30 is not a multiple of --model.patch-size 4; the nearest"),
+        (["--model.num-heads", "3"], "the --model options do not go together"),
+        (["--optim.betas", "1", "1"], "--optim.betas (1.0, 1.0)"),
         (["--train.steps", "0"], "--train.steps 0 must be above 0"),
         (["--optim.lr", "nan"], "--optim.lr nan must be above 0"),
         (["--corrupt.ratio", "1"], "--corrupt.ratio 1.0"),

@@ -15,7 +15,7 @@ from mpp.loader import Share, View
 from mpp.pretrain import main
 from mpp.records import read_metrics
 from mpp.streams import Stream, StreamReader, held_out, is_stream, lane_count, stream_loader
-from tests.test_pretrain import SMALL, losses, pretrain, without_speeds
+from tests.test_pretrain import SMALL, launch, losses, pretrain, two_processes, without_speeds
 
 VIEW = View((16, 16))
 
@@ -62,7 +62,7 @@ def test_a_folder_of_tar_files_is_a_stream_and_others_are_not(shards, tmp_path):
 def test_an_epoch_of_a_stream_has_every_image_once(shards):
     stream = Stream.open(str(shards), "train")
     reader = StreamReader(stream, VIEW, lambda rngs: {}, 0, Share(5), 0, 7, {})
-    assert reader.lanes == 5
+    assert reader.lanes == 1
     seen = torch.cat([batch["images"] for batch in reader])
     assert len(seen) == 35
     assert len({image.numpy().tobytes() for image in seen}) == 35
@@ -78,29 +78,32 @@ def test_epochs_and_seeds_differ_in_order(shards):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_and_accumulation_together_read_what_one_process_reads(shards, world_size):
-    whole = batches(shards, Share(8))
-    parts = [batches(shards, Share(8, rank, world_size, accumulate=2)) for rank in range(world_size)]
+    whole = batches(shards, Share(32))
+    parts = [batches(shards, Share(32, rank, world_size, accumulate=2)) for rank in range(world_size)]
+    assert set(whole[0]["positions"]) == {0, 1, 2, 3}
     for step in range(6):
         together = [parts[rank][2 * step + micro]["images"] for rank in range(world_size) for micro in range(2)]
         assert torch.equal(torch.cat(together), whole[step]["images"])
 
 
 def test_workers_change_nothing(shards):
-    alone, helped = batches(shards, Share(4)), batches(shards, Share(4), workers=2)
+    alone, helped = batches(shards, Share(32)), batches(shards, Share(32), workers=2)
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a["images"], b["images"])
         assert a["positions"] == b["positions"]
 
 
 def test_a_stream_goes_on_from_the_positions_of_any_step(shards):
-    whole = batches(shards, Share(4), steps=20)
-    for step in (3, 9, 15):  # in the first, second and third epoch
-        rest = batches(shards, Share(4), start=step, steps=20, positions=whole[step - 1]["positions"])
+    whole = batches(shards, Share(16), steps=20)
+    for step in (1, 9, 15):
+        rest = batches(shards, Share(16), start=step, steps=20, positions=whole[step - 1]["positions"])
         assert all(torch.equal(a["images"], b["images"]) for a, b in zip(rest, whole[step:], strict=True))
 
 
-@pytest.mark.parametrize(("batch_size", "shards", "lanes"), [(8, 5, 4), (7, 5, 1), (4096, 1000, 64), (6, 1, 1)])
-def test_lanes_divide_a_batch_and_have_a_shard_each(batch_size, shards, lanes):
+@pytest.mark.parametrize(
+    ("batch_size", "shards", "lanes"), [(32, 5, 4), (32, 100, 4), (7, 5, 1), (4096, 1000, 64), (6, 1, 1)]
+)
+def test_lanes_divide_a_batch_and_have_a_shard_and_eight_samples_each(batch_size, shards, lanes):
     assert lane_count(batch_size, shards) == lanes
 
 
@@ -139,3 +142,14 @@ def test_a_stream_of_fewer_images_than_a_batch_trains(tmp_path):
     folder = write_shards(tmp_path / "set", 2, 3)
     main([*SMALL, "--data.path", str(folder), "--output", str(tmp_path / "run")])
     assert len(read_metrics(tmp_path / "run")) == 6
+
+
+def test_a_stream_on_two_processes_that_is_cut_twice_goes_on_as_if_it_was_not(tmp_path):
+    folder = write_shards(tmp_path / "set", 5, 20)
+    options = ["--data.path", str(folder), "--train.batch-size", "16", "--optim.decay", "none", "--eval.every", "50"]
+    straight = pretrain(tmp_path / "straight", *options, "--train.steps", "9")
+    for steps in ("3", "6", "9"):
+        output = ["--output", str(tmp_path / "cut"), "--resume", "--train.steps", steps]
+        done = launch(*options, *output, launcher=two_processes())
+        assert done.returncode == 0, done.stderr
+    assert losses(read_metrics(tmp_path / "cut")) == pytest.approx(losses(straight), abs=1e-4)

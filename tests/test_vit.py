@@ -678,3 +678,19 @@ def test_positions_that_start_as_sines_equal_maes():
         row, col = divmod(n, 4)
         expected = [np.sin(row * omega), np.cos(row * omega), np.sin(col * omega), np.cos(col * omega)]
         assert np.allclose(vit.pos_embed[0, 1 + n].detach(), np.concatenate(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("pos_embed", ["1d", "relative"])
+def test_asking_for_some_patches_gives_the_tokens_and_gradients_of_asking_for_all(pos_embed):
+    vit = ViT("nano", img_size=16, patch_size=4, depth=3, pos_embed=pos_embed)
+    images, places = torch.randn(3, 3, 16, 16), torch.tensor([[0, 5, 15], [1, 2, 3], [7, 8, 14]])
+    gradients = []
+    for tokens in (
+        vit.encode(vit.embed(images), places),
+        torch.stack([row[1 + at] for row, at in zip(vit(images), places, strict=True)]),
+    ):
+        vit.zero_grad()
+        tokens.sin().sum().backward()
+        gradients.append([tokens.detach()] + [p.grad for p in vit.parameters()])
+    for some, every in zip(*gradients, strict=True):
+        assert_close(some, every, atol=1e-4, rtol=1e-4)

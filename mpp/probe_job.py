@@ -1,0 +1,222 @@
+"""The linear-probe command: features extracted once, then three classifiers on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from mpp.config import LabelledData, LinearProbe, height_width, write_toml
+from mpp.errors import UserError
+from mpp.images import Images, load_images, split_names
+from mpp.loader import Rngs, Subset, eval_loader
+from mpp.loop import note_unreadable, prepare_output, start_accelerator
+from mpp.models import build_vit, load_backbone
+from mpp.probes import (
+    Scaler,
+    choose_penalty,
+    draw_labels,
+    effective_rank,
+    extract,
+    knn,
+    logistic_regression,
+    one_vs_rest,
+    ridge,
+    top_k,
+)
+from mpp.records import finish
+from mpp.streams import NO_LABELS, is_stream
+from mpp.vit import ViT
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of logistic regression, a sample
+FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, in all: big_vision's evaluators/fewshot_lsr.py
+
+
+def run_probe(config: LinearProbe) -> dict[str, Any]:
+    """Extract, fit, evaluate, report; returns what result.json says."""
+    started = time.perf_counter()
+    accelerator = start_accelerator(config.precision)
+    output = prepare_output(config.output, "linear_probe", False, accelerator)
+    set_seed(config.seed)
+    vit = downstream_vit(config)
+    layers = probe_layers(config.probe.layer, vit.depth)
+    with accelerator.main_process_first():
+        train, test = open_labelled(config.data, vit.img_size, config.seed)
+    classes = len(train.label_names or [])
+    unreadable: dict[str, str] = {}
+    x, y = features_of(train, vit, layers, config, accelerator, unreadable)
+    test_x, test_y = features_of(test, vit, layers, config, accelerator, unreadable)
+    if not accelerator.is_main_process:
+        return {}
+
+    chosen = choose_layer(x, y, classes, config.seed) if len(layers) > 1 else 0
+    scaler = Scaler.of(x[chosen])
+    fit, held = scaler(x[chosen]), scaler(test_x[chosen])
+    result: dict[str, Any] = {"command": "linear_probe", "init": config.init, "layer": layers[chosen]}
+    result |= {"pool": config.probe.pool, "labels": len(y), "classes": classes, "eval_images": len(test_y)}
+    result |= {"effective_rank": effective_rank(x[chosen])}
+    result |= logistic_scores(fit, y, held, test_y, classes, config.seed)
+    result |= few_shot_scores(x[chosen], y, test_x[chosen], test_y, classes, config)
+    votes = knn(x[chosen], y, test_x[chosen], classes, config.probe.neighbours)
+    result |= {"eval/knn_top1": top_k(votes, test_y), "unreadable_images": unreadable}
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    output.mkdir(parents=True, exist_ok=True)
+    write_toml(config, output / "config.toml")
+    finish(output, config, result)
+    print(summary(config, result, output))
+    return result
+
+
+def downstream_vit(config: Any) -> ViT:
+    """The encoder that --init names, at --model.img-size."""
+    size = config.model.img_size
+    if config.init != "scratch":
+        return load_backbone(config.init, None if size is None else height_width(size))
+    config.model.img_size = size or 32
+    return build_vit(config.model)
+
+
+def probe_layers(layer: str, depth: int) -> list[int]:
+    """Block numbers from --probe.layer."""
+    if layer == "all":
+        return list(range(1, depth + 1))
+    number = str(depth) if layer == "last" else layer
+    if not (number.isdecimal() and 1 <= int(number) <= depth):
+        raise UserError(f"--probe.layer {layer} is none of: last, all, 1 to {depth}")
+    return [int(number)]
+
+
+def open_labelled(data: LabelledData, size: tuple[int, int], seed: int) -> tuple[Images, Images]:
+    """The labelled images to fit on, --data.labels of them, and those to be measured on.
+
+    Measured on is --data.eval-split, or else the set's test split, or else its validation split.
+    """
+    if is_stream(data.path):
+        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
+    splits = split_names(data.path)
+    spare = [name for name in ("test", "validation") if name in splits and name != data.split]
+    if not (eval_split := data.eval_split or next(iter(spare), None)):
+        raise UserError(f"--data.path {data.path} has only the split {data.split}; name another with --data.eval-split")
+    columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
+    train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
+    test = load_images(data.path, eval_split, **columns)  # type: ignore[arg-type]
+    names = train.label_names
+    if not names:
+        raise UserError(f"--data.path {data.path} has no labels; --data.label-column names their column")
+    if len(names) < 2:
+        raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")
+    if names != test.label_names:
+        raise UserError(f"--data.path {data.path}: the classes of {data.split} and {eval_split} are not the same")
+    count = data.labels if data.labels is not None else round(len(train) * data.fraction)
+    if not len(names) <= count <= len(train):
+        raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
+    if count < len(train):
+        train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed))
+    return train, test
+
+
+def features_of(
+    images: Images,
+    vit: ViT,
+    layers: Sequence[int],
+    config: LinearProbe,
+    accelerator: Accelerator,
+    unreadable: dict[str, str],
+) -> tuple[list[Tensor], Tensor]:
+    """Features of each layer, (M, D), and the labels (M,), of a whole set."""
+    loader = eval_loader(
+        images,
+        vit.img_size,
+        _no_draws,
+        batch_size=config.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=config.data.workers or 0,
+    )
+
+    def readable() -> Any:
+        for batch in loader:
+            note_unreadable(batch, config.data.on_error, unreadable)
+            if "images" in batch:
+                yield batch
+
+    features, indices = extract(vit, readable(), config.probe.pool, layers, accelerator, total=len(images))
+    return features, torch.from_numpy(images.labels(indices.tolist()))
+
+
+def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int) -> int:
+    """The place in `features` of the layer whose ridge regression is best on a fifth of the training labels."""
+    held = np.zeros(len(labels), dtype=bool)
+    held[draw_labels(labels.numpy(), max(1, len(labels) // 5), seed, draw=-1 % 2**32)] = True
+    hold = torch.from_numpy(held)
+    accuracies = []
+    for layer in features:
+        scaler = Scaler.of(layer[~hold])
+        weights, biases = ridge(scaler(layer[~hold]), one_vs_rest(labels[~hold], classes), FEW_SHOT_PENALTY)
+        accuracies.append(top_k(scaler(layer[hold]) @ weights + biases, labels[hold]))
+    return int(np.argmax(accuracies))
+
+
+def logistic_scores(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, seed: int) -> dict[str, float]:
+    """Logistic regression with the penalty chosen on a fifth of the training labels, then fitted on all of them."""
+    penalty, held_out = choose_penalty(x, y, classes, PENALTIES, seed)
+    weights, biases = logistic_regression(x, y, classes, penalty)
+    scores = test_x @ weights + biases
+    found = {"eval/top1": top_k(scores, test_y), "eval/top5": top_k(scores, test_y, 5)}
+    return found | {"logistic_penalty": penalty, "logistic_validation_top1": held_out}
+
+
+def few_shot_scores(
+    x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, config: LinearProbe
+) -> dict[str, float]:
+    """The paper's few-shot probe at each number of shots (mean and deviation over draws), and with all labels."""
+    found = {}
+    smallest = int(torch.bincount(y, minlength=classes).min())
+    for shots in config.probe.shots:
+        if shots > smallest:
+            continue
+        accuracies = []
+        for draw in range(config.probe.draws):
+            chosen = torch.from_numpy(draw_labels(y.numpy(), shots * classes, config.seed, draw))
+            accuracies.append(_ridge_top1(x[chosen], y[chosen], test_x, test_y, classes))
+        found[f"eval/few_shot_{shots}_top1"] = float(np.mean(accuracies))
+        found[f"eval/few_shot_{shots}_top1_std"] = float(np.std(accuracies, ddof=len(accuracies) > 1))
+    found["eval/ridge_top1"] = _ridge_top1(x, y, test_x, test_y, classes)
+    return found
+
+
+def _ridge_top1(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int) -> float:
+    scaler = Scaler.of(x)
+    weights, biases = ridge(scaler(x), one_vs_rest(y, classes), FEW_SHOT_PENALTY)
+    return top_k(scaler(test_x) @ weights + biases, test_y)
+
+
+def _no_draws(rngs: Rngs) -> dict[str, Tensor]:
+    return {}
+
+
+def summary(config: LinearProbe, result: dict[str, Any], output: Path) -> str:
+    """The accuracies for the terminal."""
+    lines = [
+        f"\n{config.init}, layer {result['layer']}, {result['pool']} pooling: {result['labels']:,} labels of "
+        f"{result['classes']} classes, {result['eval_images']:,} images; chance is {1 / result['classes']:.1%}",
+        f"  logistic regression    {result['eval/top1']:6.1%}   (top 5 {result['eval/top5']:.1%})",
+        f"  ridge regression       {result['eval/ridge_top1']:6.1%}",
+        f"  k-nearest neighbours   {result['eval/knn_top1']:6.1%}",
+    ]
+    for shots in config.probe.shots:
+        name = f"eval/few_shot_{shots}_top1"
+        if name in result:
+            lines.append(f"  {shots:3d} labels a class     {result[name]:6.1%}   +- {result[name + '_std']:.1%}")
+        else:
+            lines.append(f"  {shots:3d} labels a class    (too few labels)")
+    return "\n".join(
+        [*lines, f"effective rank of the features {result['effective_rank']:.1f}; all in {output}/result.json"]
+    )

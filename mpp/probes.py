@@ -1,0 +1,164 @@
+"""What frozen features are worth: logistic regression, few-shot ridge regression, k-NN, and their effective rank.
+
+All take features (M, D) as they come out of the backbone and class numbers (M,) int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from mpp.augment import normalise
+from mpp.draws import Purpose, generator
+from mpp.loader import Batch
+from mpp.vit import ViT
+
+
+@torch.no_grad()
+def extract(
+    vit: ViT, batches: Iterable[Batch], pool: str, layers: Sequence[int], accelerator: Accelerator, total: int
+) -> tuple[list[Tensor], np.ndarray]:
+    """Features of a set's images, float32 (M, D) on the CPU for each layer, and the images' indices (M,), sorted.
+
+    Each process computes its own batches, and all get the whole: no image is missing or there twice. `total` is for
+    the progress bar.
+    """
+    vit = vit.to(accelerator.device).eval()
+    mine: list[tuple[np.ndarray, np.ndarray]] = []
+    with tqdm(total=total, unit="image", desc="features", disable=not accelerator.is_main_process) as bar:
+        for batch in batches:
+            with accelerator.autocast():
+                outputs = vit.layers(normalise(batch["images"].to(accelerator.device)), layers)
+            pooled = torch.stack([pool_tokens(tokens, pool) for tokens in outputs]).float()  # (layers, B, D)
+            mine.append((batch["index"].numpy(), pooled.cpu().numpy()))
+            bar.update(len(batch["index"]) * accelerator.num_processes)
+    every = gather_object(mine) if accelerator.num_processes > 1 else mine
+    indices = np.concatenate([index for index, _ in every])
+    order = np.argsort(indices)
+    features = np.concatenate([part for _, part in every], axis=1)[:, order]
+    return [torch.from_numpy(layer) for layer in features], indices[order]
+
+
+def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
+    """One vector an image: the mean of its patches' tokens or the [class] token. (B, 1 + N, D) -> (B, D)."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Features shifted and scaled to mean 0 and deviation 1 of the training features."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Scaler:
+        """The scaling that some features need."""
+        return cls(features.mean(0), features.std(0, correction=0).clamp_min(1e-6))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+
+def logistic_regression(features: Tensor, labels: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression by L-BFGS: weights (D, classes) and biases (classes,).
+
+    Minimises the mean cross-entropy + penalty / 2 * |weights|^2; scikit-learn's C is 1 / (M * penalty).
+    """
+    x = features.double()
+    weights = torch.zeros(x.shape[1], classes, dtype=x.dtype, requires_grad=True)
+    biases = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weights, biases], max_iter=1000, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(x @ weights + biases, labels) + penalty / 2 * weights.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return weights.detach().to(features.dtype), biases.detach().to(features.dtype)
+
+
+def choose_penalty(
+    features: Tensor, labels: Tensor, classes: int, penalties: Iterable[float], seed: int
+) -> tuple[float, float]:
+    """The L2 penalty of logistic regression that is best on a fifth of the training images, and its accuracy there."""
+    order = torch.from_numpy(generator(seed, Purpose.SPLIT, 1).permutation(len(labels)))
+    held, rest = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
+    best = (0.0, -1.0)
+    for penalty in penalties:
+        weights, biases = logistic_regression(features[rest], labels[rest], classes, penalty)
+        accuracy = top_k(features[held] @ weights + biases, labels[held])
+        if accuracy > best[1]:
+            best = (penalty, accuracy)
+    return best
+
+
+def ridge(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Closed-form ridge regression with an intercept, as the ViT paper's few-shot probe: weights (D, K), biases (K,).
+
+    Minimises |features @ weights + biases - targets|^2 + penalty * |weights|^2, in the space of features or of samples,
+    whichever is smaller.
+    """
+    x, y = features.double(), targets.double()
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x, y = x - x_mean, y - y_mean
+    if x.shape[1] <= x.shape[0]:
+        weights = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    else:
+        weights = x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(x.shape[0], dtype=x.dtype), y)
+    return weights.to(features.dtype), (y_mean - x_mean @ weights).to(features.dtype)
+
+
+def one_vs_rest(labels: Tensor, classes: int) -> Tensor:
+    """Targets in {-1, +1}: (M,) -> (M, classes)."""
+    return F.one_hot(labels, classes).float() * 2 - 1
+
+
+def knn(features: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int = 20) -> Tensor:
+    """Votes (Q, classes) of the `k` nearest training features by cosine, weighted by exp(similarity / 0.07) as in
+    arXiv 1805.01978."""
+    x, q = F.normalize(features, dim=1), F.normalize(queries, dim=1)
+    votes = torch.zeros(len(q), classes)
+    for part, rows in zip(q.split(1024), votes.split(1024), strict=True):
+        similarity, nearest = (part @ x.T).topk(min(k, len(x)), dim=1)
+        rows.scatter_add_(1, labels[nearest], (similarity / 0.07).exp())
+    return votes
+
+
+def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.ndarray:
+    """Choose `count` images, as evenly over the classes as it goes: their indices, sorted.
+
+    Classes with too few images give all they have; what is missing is filled up from the others.
+    """
+    rng = generator(seed, Purpose.SPLIT, 2, draw)
+    order = rng.permutation(len(labels))
+    turns = np.empty(len(labels), dtype=np.int64)  # how many of its class come before an image
+    for name in np.unique(labels):
+        of_class = np.flatnonzero(labels[order] == name)
+        turns[of_class] = np.arange(len(of_class))
+    return np.sort(order[np.argsort(turns, kind="stable")[:count]])
+
+
+def top_k(scores: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Share of rows whose label is among the `k` highest scores (M, classes)."""
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(dim=1).double().mean().item()
+
+
+def effective_rank(features: Tensor) -> float:
+    """RankMe (arXiv 2210.02885): exp of the entropy of the features' normalised singular values, in 1..min(M, D)."""
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum() + 1e-7
+    return float((-(shares * shares.log()).sum()).exp())
