@@ -124,7 +124,7 @@ class TableImages:
         self.table = images.select_columns(self.image_column)
         self._whole_table, self._named_label = table, label_column
         if label_column is not None:
-            assert self._labels  # a wrong name is told at once; what is not named, when labels are wanted
+            _ = self._labels  # a wrong name is told at once; what is not named, when labels are wanted
 
     @cached_property
     def _labels(self) -> LabelColumn | None:

@@ -36,10 +36,15 @@ SMALL = [
 
 def pretrain(output: Path, *options: str) -> list[dict[str, float]]:
     """Run the command in this process; returns the lines of metrics.jsonl."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     main([*SMALL, "--output", str(output), *options])
     return read_metrics(output)
+
+
+def reset_accelerate() -> None:
+    """Forget the processes and precision of the last command of this process."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
 
 def command(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
@@ -49,9 +54,13 @@ def command(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> lis
 
 def launch(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
     """Run the command to its end in a process of its own."""
-    return subprocess.run(
-        command(*options, launcher=launcher), capture_output=True, text=True, timeout=240, check=False
-    )
+    return launch_file("mpp/pretrain.py", *SMALL, *options, launcher=launcher)
+
+
+def launch_file(file: str, *options: str, launcher: tuple[str, ...] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run any command of the project to its end, as a user runs it."""
+    line = [*(launcher or (sys.executable,)), str(ROOT / file), *options]
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
 
 
 def two_processes() -> tuple[str, ...]:
@@ -242,8 +251,7 @@ def test_a_stop_of_the_whole_group_leaves_the_workers_to_the_run(tmp_path):
 
 def test_resume_goes_on_with_the_runs_own_options(tmp_path):
     pretrain(tmp_path / "run", "--optim.decay", "none", "--seed", "5")
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
     main(["--output", str(tmp_path / "run"), "--resume", "--train.steps", "8"])
     straight = pretrain(tmp_path / "straight", "--optim.decay", "none", "--seed", "5", "--train.steps", "8")
     assert losses(read_metrics(tmp_path / "run")) == losses(straight)
