@@ -243,7 +243,8 @@ def closing_summary(config: Pretrain, job: PretrainJob, output: Path, outcome: O
         f"  the model                {model:6.1%}",
         learnt,
         f"Pictures: {output / 'samples'}    Curves: tensorboard --logdir {output.parent}",
-        f"Next:     python -c \"import mpp; print(mpp.ViT.from_pretrained('{output / 'backbone'}'))\"",
+        f"Next:     accelerate launch recipes/linear_probe.py --init {output}"
+        + (" --data.labels 2000" if config.data.path == "shapes" else " --data.path LABELLED_IMAGES"),
     ]
     if outcome.unreadable:
         where, why = next(iter(outcome.unreadable.items()))
