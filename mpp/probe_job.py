@@ -36,6 +36,7 @@ from mpp.streams import NO_LABELS, is_stream
 from mpp.vit import ViT
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of logistic regression, a sample
+RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of ridge regression on all labels, in all
 FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, in all: big_vision's evaluators/fewshot_lsr.py
 
 
@@ -166,8 +167,12 @@ def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int
 
 def logistic_scores(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, seed: int) -> dict[str, float]:
     """Logistic regression with the penalty chosen on a fifth of the training labels, then fitted on all of them."""
-    penalty, held_out = choose_penalty(x, y, classes, PENALTIES, seed)
-    weights, biases = logistic_regression(x, y, classes, penalty)
+
+    def fit(some_x: Tensor, some_y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        return logistic_regression(some_x, some_y, classes, penalty)
+
+    penalty, held_out = choose_penalty(fit, x, y, PENALTIES, seed)
+    weights, biases = fit(x, y, penalty)
     scores = test_x @ weights + biases
     found = {"eval/top1": top_k(scores, test_y), "eval/top5": top_k(scores, test_y, 5)}
     return found | {"logistic_penalty": penalty, "logistic_validation_top1": held_out}
@@ -185,16 +190,20 @@ def few_shot_scores(
         accuracies = []
         for draw in range(config.probe.draws):
             chosen = torch.from_numpy(draw_labels(y.numpy(), shots * classes, config.seed, draw))
-            accuracies.append(_ridge_top1(x[chosen], y[chosen], test_x, test_y, classes))
+            accuracies.append(_ridge_top1(x[chosen], y[chosen], test_x, test_y, classes, FEW_SHOT_PENALTY))
         found[f"eval/few_shot_{shots}_top1"] = float(np.mean(accuracies))
         found[f"eval/few_shot_{shots}_top1_std"] = float(np.std(accuracies, ddof=len(accuracies) > 1))
-    found["eval/ridge_top1"] = _ridge_top1(x, y, test_x, test_y, classes)
-    return found
+
+    def fit(some_x: Tensor, some_y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        return ridge(some_x, one_vs_rest(some_y, classes), penalty)
+
+    penalty, _ = choose_penalty(fit, Scaler.of(x)(x), y, RIDGE_PENALTIES, config.seed)
+    return found | {"eval/ridge_top1": _ridge_top1(x, y, test_x, test_y, classes, penalty), "ridge_penalty": penalty}
 
 
-def _ridge_top1(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int) -> float:
+def _ridge_top1(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, penalty: float) -> float:
     scaler = Scaler.of(x)
-    weights, biases = ridge(scaler(x), one_vs_rest(y, classes), FEW_SHOT_PENALTY)
+    weights, biases = ridge(scaler(x), one_vs_rest(y, classes), penalty)
     return top_k(scaler(test_x) @ weights + biases, test_y)
 
 

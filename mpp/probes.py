@@ -5,7 +5,7 @@ All take features (M, D) as they come out of the backbone and class numbers (M,)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,14 +91,19 @@ def logistic_regression(features: Tensor, labels: Tensor, classes: int, penalty:
 
 
 def choose_penalty(
-    features: Tensor, labels: Tensor, classes: int, penalties: Iterable[float], seed: int
+    fit: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
+    features: Tensor,
+    labels: Tensor,
+    penalties: Iterable[float],
+    seed: int,
 ) -> tuple[float, float]:
-    """The L2 penalty of logistic regression that is best on a fifth of the training images, and its accuracy there."""
+    """The L2 penalty with which `fit` (features, labels, penalty -> weights, biases) is best on a fifth of the training
+    images, and its accuracy there."""
     order = torch.from_numpy(generator(seed, Purpose.SPLIT, 1).permutation(len(labels)))
     held, rest = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
     best = (0.0, -1.0)
     for penalty in penalties:
-        weights, biases = logistic_regression(features[rest], labels[rest], classes, penalty)
+        weights, biases = fit(features[rest], labels[rest], penalty)
         accuracy = top_k(features[held] @ weights + biases, labels[held])
         if accuracy > best[1]:
             best = (penalty, accuracy)
