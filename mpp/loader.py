@@ -227,7 +227,10 @@ class Subset:
 
     def __init__(self, images: Images, indices: np.ndarray) -> None:
         self.images, self.indices = images, indices
-        self.label_names = images.label_names
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return self.images.label_names
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -254,11 +254,10 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
 def next_batch(batches: Iterator[Batch], on_error: str, unreadable: dict[str, str]) -> Batch:
     """The next micro-batch; images that could not be read stop the run, or are noted in `unreadable`."""
     batch = next(batches)
+    tried = len(batch["unreadable"])
     note_unreadable(batch, on_error, unreadable)
     if "images" not in batch:
-        raise UserError(
-            f"no readable image was found among {len(batch['unreadable'])} in a row; is this the right set?"
-        )
+        raise UserError(f"no readable image was found among {tried} in a row; is this the right set?")
     return batch
 
 

@@ -352,3 +352,14 @@ def test_a_subset_of_a_set_without_labels_has_none(tmp_path):
     assert subset.label_names is None
     with pytest.raises(UserError, match="label-column"):
         subset.labels([0])
+
+
+def test_a_subset_leaves_labels_alone_until_they_are_wanted():
+    asked = []
+
+    class Source:
+        label_names = property(lambda self: asked.append(1) or ["a", "b"])
+
+    part = Subset(Source(), np.array([0]))
+    assert not asked
+    assert part.label_names == ["a", "b"]

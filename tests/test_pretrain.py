@@ -415,3 +415,12 @@ def test_every_preset_is_valid(preset):
 def test_options_on_the_line_win_over_the_preset():
     config = parse(Pretrain, ["--config", str(PRESETS / "paper-vit-b16.toml"), "--train.batch-size", "64"])
     assert (config.train.batch_size, config.optim.lr, config.train.steps) == (64, 2e-4, 1_000_000)
+
+
+def test_a_set_with_no_readable_image_ends_in_one_line(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="no readable image was found"):
+        pretrain(tmp_path / "run", "--data.path", str(folder), "--data.on-error", "skip")
