@@ -1,7 +1,7 @@
 """Augmentation: crops and flips, drawn for each sample by its own generator, and normalisation.
 
-Choosing a box and scaling it to size happen while decoding (`boxes`); the shift and the flip are made for the whole
-batch on the device (`shift_and_flip`), as is normalisation.
+Choosing a box and scaling it to size happen while decoding (`random_resized_box`, `centred_box`); the shift and the
+flip are made for the whole batch on the device (`shift_and_flip`), as is normalisation.
 """
 
 from __future__ import annotations

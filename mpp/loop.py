@@ -6,6 +6,7 @@ A job says what is learnt (`Job`); the loop owns everything else, and reads from
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mpp import checkpoints
-from mpp.config import Train
+from mpp.config import Data, Train
 from mpp.errors import UserError
 from mpp.loader import Batch, Share
 from mpp.optim import build_optimizer, schedule
@@ -131,13 +132,12 @@ def prepare_output(output: str | None, command: str, resume: bool, accelerator: 
     return folder
 
 
-def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headline: str) -> Outcome:
+def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output: Path, headline: str) -> Outcome:
     """Train a job to its last step or to a stop signal, leaving everything in `output`.
 
     `headline` is the evaluation metric that the hyper-parameter table of TensorBoard shows.
     """
     options: Train = config.train
-    share = share_of(options, accelerator)
     optimizer = build_optimizer(job.model, config.optim, options.batch_size)
     peaks = [group["lr"] for group in optimizer.param_groups]
     options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -188,7 +188,6 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
             accelerator.wait_for_everyone()
 
     model.train()
-    evaluated = saved = -1
     with StopSignals() as stop, bar:
         batches = iter(loader)
         for step in range(first + 1, options.steps + 1):
@@ -221,7 +220,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
                 bar.set_postfix_str(
                     f"loss {values['train/loss']:.3f}, {values['speed/images_per_second']:.0f} images/s", refresh=False
                 )
-                if not all(map(torch.isfinite, map(torch.tensor, (values["train/loss"], values["optim/grad_norm"])))):
+                if not (math.isfinite(values["train/loss"]) and math.isfinite(values["optim/grad_norm"])):
                     raise UserError(
                         f"the loss is {values['train/loss']} and the gradient {values['optim/grad_norm']} at step "
                         f"{step}; a lower --optim.lr (now {used_lr:.2g}) or more --optim.warmup-steps may help; "
@@ -230,21 +229,18 @@ def train(job: Job, config: Any, accelerator: Accelerator, output: Path, headlin
             if step % config.eval.every == 0 or last:
                 outcome.metrics = evaluate(step)
                 values |= outcome.metrics
-                evaluated = step
                 if accelerator.is_main_process:
                     bar.write(summary_line(step, options.steps, outcome.metrics), file=sys.stdout)
             if values:
                 records.log(step, {"epoch": job.epoch(step, positions)} | values)
-            if step % options.checkpoint_every == 0 or last:
+            due = step % options.log_every == 0 or step % 10 == 0
+            outcome.stopped = not last and stop.agreed(accelerator, due)
+            if step % options.checkpoint_every == 0 or last or outcome.stopped:
                 save(step)
-                saved = step
-            if not last and stop.agreed(accelerator, due=step % options.log_every == 0 or step % 10 == 0):
-                outcome.stopped = True
-                if saved != step:
-                    save(step)
+            if outcome.stopped:
                 break
 
-    if evaluated != outcome.step and not outcome.stopped:  # resumed after the last step: nothing was left to train
+    if outcome.step == first and not outcome.stopped:  # resumed after the last step: nothing was left to train
         outcome.metrics = evaluate(outcome.step)
     outcome.seconds = clock.total()
     outcome.unreadable = gather_dicts(accelerator, outcome.unreadable | job.unreadable)
@@ -268,6 +264,21 @@ def note_unreadable(batch: Batch, on_error: str, unreadable: dict[str, str]) -> 
         where, why = next(iter(found.items()))
         raise UserError(f"image {where} could not be read ({why}); --data.on-error skip leaves such images out")
     unreadable |= found
+
+
+def readable(loader: DataLoader, on_error: str, unreadable: dict[str, str]) -> Iterator[Batch]:
+    """Batches of an evaluation that have images; what could not be read stops it, or is noted in `unreadable`."""
+    for batch in loader:
+        note_unreadable(batch, on_error, unreadable)
+        if "images" in batch:
+            yield batch
+
+
+def workers_of(data: Data, accelerator: Accelerator) -> int:
+    """Processes that decode: --data.workers, or none beside training on a CPU, else one a core, at most 8."""
+    if data.workers is not None:
+        return data.workers
+    return 0 if accelerator.device.type == "cpu" else min(8, cores_a_process())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

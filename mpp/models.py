@@ -38,25 +38,21 @@ class MaskedPatchModel(nn.Module):
 def build_vit(model: Model) -> ViT:
     """A fresh encoder from the options of a run. Raises UserError if they do not go together."""
     try:
-        return _vit_of(model)
+        return ViT(
+            model.variant,
+            img_size=height_width(model.img_size),
+            patch_size=model.patch_size,
+            embed_dim=model.embed_dim,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            mlp_ratio=model.mlp_ratio,
+            pos_embed=model.pos_embed,
+            pos_init=model.pos_init,
+            dropout=model.dropout,
+            drop_path=model.drop_path,
+        )
     except ValueError as error:
         raise UserError(f"the --model options do not go together: {error}") from error
-
-
-def _vit_of(model: Model) -> ViT:
-    return ViT(
-        model.variant,
-        img_size=height_width(model.img_size),
-        patch_size=model.patch_size,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_heads=model.num_heads,
-        mlp_ratio=model.mlp_ratio,
-        pos_embed=model.pos_embed,
-        pos_init=model.pos_init,
-        dropout=model.dropout,
-        drop_path=model.drop_path,
-    )
 
 
 def load_backbone(init: str, img_size: tuple[int, int] | None = None) -> ViT:

@@ -18,12 +18,12 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     from mpp.records import finish
 
     accelerator = start_accelerator(config.train.precision, config.train.accumulate)
-    share_of(config.train, accelerator)
+    share = share_of(config.train, accelerator)
     output = prepare_output(config.output, "pretrain", config.resume, accelerator)
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         job = PretrainJob(config, accelerator)
-    outcome = train(job, config, accelerator, output, headline="eval/bin_accuracy")
+    outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
     if outcome.stopped:
         accelerator.print(
             f"stopped at step {outcome.step}; resume with: accelerate launch mpp/pretrain.py "

@@ -20,7 +20,7 @@ from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
 from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
-from mpp.loop import Outcome, cores_a_process, note_unreadable, to_device
+from mpp.loop import Outcome, readable, to_device, workers_of
 from mpp.models import MaskedPatchModel, build_vit
 from mpp.streams import Positions, Stream, held_out, is_stream, stream_loader
 from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
@@ -50,9 +50,7 @@ class PretrainJob:
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
         self.train_images, self.eval_images = open_splits(config, self.size)
         self.unreadable: dict[str, str] = {}
-        self.workers = 0 if accelerator.device.type == "cpu" else min(8, cores_a_process())
-        if config.data.workers is not None:
-            self.workers = config.data.workers
+        self.workers = workers_of(config.data, accelerator)
         c = config.corrupt
         self.draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
         a = config.augment
@@ -147,10 +145,8 @@ class PretrainJob:
             workers=0 if only else self.workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        for batch in loader:
-            note_unreadable(batch, self.config.data.on_error, self.unreadable)
-            if "images" in batch:
-                yield to_device(batch, self.accelerator.device)
+        for batch in readable(loader, self.config.data.on_error, self.unreadable):
+            yield to_device(batch, self.accelerator.device)
 
 
 def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Stream, Images]:

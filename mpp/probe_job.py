@@ -17,7 +17,7 @@ from mpp.config import LabelledData, LinearProbe, height_width, write_toml
 from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
 from mpp.loader import Rngs, Subset, eval_loader
-from mpp.loop import note_unreadable, prepare_output, start_accelerator
+from mpp.loop import prepare_output, readable, start_accelerator, workers_of
 from mpp.models import build_vit, load_backbone
 from mpp.probes import (
     Scaler,
@@ -139,16 +139,11 @@ def features_of(
         batch_size=config.batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        workers=config.data.workers or 0,
+        workers=workers_of(config.data, accelerator),
     )
 
-    def readable() -> Any:
-        for batch in loader:
-            note_unreadable(batch, config.data.on_error, unreadable)
-            if "images" in batch:
-                yield batch
-
-    features, indices = extract(vit, readable(), config.probe.pool, layers, accelerator, total=len(images))
+    batches = readable(loader, config.data.on_error, unreadable)
+    features, indices = extract(vit, batches, config.probe.pool, layers, accelerator, total=len(images))
     return features, torch.from_numpy(images.labels(indices.tolist()))
 
 
