@@ -1,4 +1,4 @@
-"""Augmentation: crops and flips, drawn for each sample by its own generator, and normalisation.
+"""Augmentation: crops, flips and more, drawn for each sample by its own generator; mixing of pairs; normalisation.
 
 Choosing a box and scaling it to size happen while decoding (`random_resized_box`, `centred_box`); the shift and the
 flip are made for the whole batch on the device (`shift_and_flip`), as is normalisation.
@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from mpp.images import Box
@@ -60,6 +62,38 @@ def _reflect(places: Tensor, size: int) -> Tensor:
     """Places beyond 0..size-1 mirrored at the edge pixels, as often as it takes."""
     places = places.abs() % max(1, 2 * size - 2)
     return torch.where(places >= size, 2 * size - 2 - places, places)
+
+
+def randaugmented(image: np.ndarray, operations: int, rng: np.random.Generator) -> np.ndarray:
+    """RandAugment (torchvision's, magnitude 9 of 30) of one image (H, W, 3) uint8, drawn by its own generator."""
+    from torchvision.transforms.v2 import RandAugment  # a second to import, and not always needed
+
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+        torch.manual_seed(int(rng.integers(1 << 62)))
+        return np.array(RandAugment(operations)(Image.fromarray(image)))  # ten times as fast as on small tensors
+
+
+def mixed(
+    images: Tensor, labels: Tensor, mixup: float, cutmix: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mixup or CutMix (torchvision's; with both, one of them by chance) of normalised images (B, C, H, W) and label
+    weights (B, classes).
+
+    Sample 2i is mixed with sample 2i + 1, and one draw serves the batch, so that a step's result does not depend on how
+    many processes share it. B must be even.
+    """
+    from torchvision.transforms.v2 import CutMix, MixUp
+
+    kinds = [*([MixUp(alpha=mixup)] if mixup else []), *([CutMix(alpha=cutmix)] if cutmix else [])]
+    channels, classes = images.shape[1], labels.shape[1]
+    # torchvision mixes an image with its neighbour in a batch: of two, whose channels are those of all the pairs
+    images = rearrange(images, "(pair two) c h w -> two (pair c) h w", two=2)
+    labels = rearrange(labels, "(pair two) k -> two (pair k)", two=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(1 << 62)))
+        images, labels = kinds[int(rng.integers(len(kinds)))](images, labels)
+    images = rearrange(images, "two (pair c) h w -> (pair two) c h w", c=channels)
+    return images, rearrange(labels, "two (pair k) -> (pair two) k", k=classes)
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Checkpoints: all that resuming needs, written so that a half one is never taken for a whole one.
 
-A checkpoint is a folder `step_00001000/` with `model.safetensors`, `optimizer.pt` and `state.json`. It is written
+A checkpoint is a folder `step_00001000/` with `model.safetensors`, `optimizer.pt`, `state.json` and, where there is a
+running mean of the weights, `average.safetensors`. It is written
 under a `.tmp` name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file, and a
 checkpoint whose files do not match is passed over for the one before it.
 """
@@ -22,10 +23,18 @@ from torch.optim import Optimizer
 
 from mpp.errors import UserError
 
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+WEIGHTS, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "average.safetensors", "optimizer.pt", "state.json"
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    keep: int,
+    average: nn.Module | None = None,
+) -> Path:
     """Write the checkpoint of `step` into `folder`, and then delete all but the last `keep`.
 
     `state` is whatever else the run has to remember, as JSON. An OSError (a full disk, say) leaves the earlier
@@ -36,9 +45,11 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, state:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, draft / WEIGHTS)
+        for name, weights in {WEIGHTS: model, AVERAGE: average}.items():
+            if weights is not None:
+                save_file({key: tensor.contiguous() for key, tensor in weights.state_dict().items()}, draft / name)
         torch.save(optimizer.state_dict(), draft / OPTIMIZER)
-        files = {name: _sha256(draft / name) for name in (WEIGHTS, OPTIMIZER)}
+        files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
         (draft / STATE).write_text(json.dumps({"step": step, "files": files} | state, indent=1))
         for path in draft.iterdir():
             _flush(path)
@@ -73,7 +84,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> None:
     """Put a checkpoint's weights and optimiser state into place, on whatever device they are."""
     try:
         model.load_state_dict(load_file(path / WEIGHTS))
@@ -82,6 +93,10 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
             f"{path} is of another model than the options ask for ({str(error).splitlines()[-1].strip()}); leave out "
             f"the --model options to go on with the run's own"
         ) from error
+    if average is not None:
+        if not (path / AVERAGE).exists():
+            raise UserError(f"{path} has no running mean of the weights to go on with; leave out --train.average")
+        average.load_state_dict(load_file(path / AVERAGE))
     optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -87,11 +86,19 @@ class Model:
 
 
 @dataclass
-class DownstreamModel(Model):
-    """The Vision Transformer: with --init scratch all of it, else only --model.img-size."""
+class PooledModel(Model):
+    """The Vision Transformer, and what of it stands for an image."""
+
+    pool: Literal["mean", "cls"] = "mean"
+    """An image's feature: the mean of its patches' tokens, or the [class] token, which MPP does not train."""
+
+
+@dataclass
+class DownstreamModel(PooledModel):
+    """The Vision Transformer. What has a shape comes from --init, and is asked for here only with --init scratch."""
 
     img_size: int | tuple[int, int] | None = None  # type: ignore[assignment]
-    """Size of the images; another than the backbone's interpolates positions. Default: the backbone's own."""
+    """Size of the images; another than the backbone's interpolates positions. Default: its own; of scratch, 32."""
 
 
 @dataclass
@@ -125,11 +132,23 @@ class Augment:
 
 
 @dataclass
+class LabelledAugment(Augment):
+    """What training does to a labelled image before it is cut into patches."""
+
+    randaugment: int = 0
+    """Operations of RandAugment (arXiv 1909.13719, magnitude 9) an image, chosen at random; 0: none."""
+    mixup: float = 0.0
+    """Blend pairs of images and their labels; the parameter of the Beta distribution (0.8 is usual); 0: no."""
+    cutmix: float = 0.0
+    """Paste a box of one image into another, labels in proportion, likewise (1.0). With both, one of them a step."""
+
+
+@dataclass
 class Optim:
     """How the weights change."""
 
-    name: Literal["adamw", "adam"] = "adamw"
-    """adam is the paper's; adamw decays weights apart from the gradient."""
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adam is the paper's; adamw decays weights apart from the gradient; sgd, to fine-tune: momentum betas[0]."""
     lr: float = 3e-3
     """Peak learning rate."""
     lr_batch_size: int | None = None
@@ -144,6 +163,18 @@ class Optim:
     """How lr falls to 0 after the warm-up."""
     clip_norm: float = 1.0
     """Scale gradients down to this norm; 0 leaves them."""
+
+
+@dataclass
+class FineTuneOptim(Optim):
+    """How the weights change."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    layer_decay: float = 1.0
+    """Each block learns at this share of the rate of the one above it; 1: all alike. (0.65 to 0.85 are usual.)"""
+    lr_grid: tuple[float, ...] = ()
+    """Peak learning rates to try on a fifth of the training labels; the best takes the place of --optim.lr."""
 
 
 @dataclass
@@ -166,6 +197,22 @@ class Train:
     """Steps between checkpoints; there is one at the end and at a stop besides."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints to keep."""
+    average: float = 0.0
+    """Evaluate and keep a running mean of the weights that forgets at this rate a step (0.999, say); 0: the weights."""
+
+
+@dataclass
+class LabelledTrain(Train):
+    """How long, how fast, and what is kept."""
+
+    steps: int = 800
+    """Optimiser steps in all (a resumed run counts those it had)."""
+    batch_size: int = 128
+    """Images a step, over all processes and accumulation."""
+    label_smoothing: float = 0.1
+    """Share of a label's weight that is spread over all classes, in 0..1."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl and TensorBoard."""
 
 
 @dataclass
@@ -178,8 +225,26 @@ class Eval:
     """How many held-out images, at most."""
     batch_size: int = 256
     """Images a batch; the same on any number of processes, so that results are."""
+
+
+@dataclass
+class PretrainEval(Eval):
+    """Evaluation on held-out images while training."""
+
     pictures: int = 8
     """How many images to draw: input, corrupted, predicted colours, true colours."""
+    probe: str | None = None
+    """A labelled set (as --data.path) on which frozen features are judged at every evaluation: ridge and k-NN."""
+    probe_label_column: str | None = None
+    """Its label column, needed only where several could be meant; for `shapes`: shape, colour, count or place."""
+
+
+@dataclass
+class LabelledEval(Eval):
+    """Evaluation on held-out images while training. Nothing is chosen by it: what counts is the last."""
+
+    images: int = 10_000
+    """How many held-out images, at most."""
 
 
 @dataclass
@@ -198,7 +263,7 @@ class Pretrain:
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
-    eval: Eval = field(default_factory=Eval)
+    eval: PretrainEval = field(default_factory=PretrainEval)
     seed: int = 0
     """Of all random numbers: weights, order, augmentation, corruption."""
     output: str | None = None
@@ -215,8 +280,6 @@ class Probe:
 
     layer: str = "last"
     """`last`, a block's number from 1, or `all`: each block, and the best on a fifth of the training labels."""
-    pool: Literal["mean", "cls"] = "mean"
-    """An image's feature: the mean of its patches' tokens, or the [class] token, which MPP does not train."""
     shots: tuple[int, ...] = (1, 5, 10, 25)
     """Labels a class of the few-shot probes."""
     draws: int = 5
@@ -249,6 +312,64 @@ class LinearProbe:
     """Where result.json goes. Default: runs/linear_probe-<date and time>."""
     config: str | None = None
     """A preset or another run's config.toml; options on the line win over it."""
+
+
+@dataclass
+class Supervised:
+    """Pretrain a Vision Transformer on labelled images: what masked patch prediction is compared with.
+
+    The same backbone, loop and augmentation as mpp/pretrain.py, with a head of one hidden tanh layer, and the encoder
+    exported in the same form. Example:
+
+      accelerate launch recipes/supervised.py --data.path DIR --train.steps 5000 --output runs/supervised
+    """
+
+    data: LabelledData = field(default_factory=LabelledData)
+    model: PooledModel = field(default_factory=PooledModel)
+    augment: LabelledAugment = field(default_factory=LabelledAugment)
+    optim: Optim = field(default_factory=Optim)
+    train: LabelledTrain = field(default_factory=LabelledTrain)
+    eval: LabelledEval = field(default_factory=LabelledEval)
+    seed: int = 0
+    """Of all random numbers: weights, order, augmentation, choice of labels."""
+    output: str | None = None
+    """The run's folder. Default: runs/supervised-<date and time>."""
+    config: str | None = None
+    """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
+    resume: bool = False
+    """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+
+
+@dataclass
+class FineTune:
+    """Train a backbone and a new linear head on labelled images, or measure a model that was.
+
+    Examples:
+
+      accelerate launch recipes/finetune.py --init runs/tin --data.path DIR --data.labels 1000 --output runs/fine
+      accelerate launch recipes/finetune.py --init runs/fine --data.path OTHER --eval-only --export-predictions p.csv
+    """
+
+    init: str = "scratch"
+    """A run's folder, an exported backbone's folder, a hub id, or scratch: random weights of --model.variant."""
+    data: LabelledData = field(default_factory=LabelledData)
+    model: DownstreamModel = field(default_factory=DownstreamModel)
+    augment: LabelledAugment = field(default_factory=LabelledAugment)
+    optim: FineTuneOptim = field(default_factory=FineTuneOptim)
+    train: LabelledTrain = field(default_factory=LabelledTrain)
+    eval: LabelledEval = field(default_factory=LabelledEval)
+    eval_only: bool = False
+    """Train nothing: measure the fine-tuned run (or its classifier/) that --init names on the evaluation split."""
+    export_predictions: str | None = None
+    """A .parquet or .csv file for what is predicted of every evaluation image."""
+    seed: int = 0
+    """Of all random numbers: head, order, augmentation, choice of labels."""
+    output: str | None = None
+    """The run's folder. Default: runs/finetune-<date and time>."""
+    config: str | None = None
+    """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
+    resume: bool = False
+    """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
 
 
 Config = TypeVar("Config")
@@ -337,86 +458,3 @@ def _value_of(option: str, args: list[str]) -> str | None:
 def height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """--model.img-size as (height, width)."""
     return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
-
-
-def check(config: Any) -> None:
-    """Refuse values that cannot work, before anything is loaded. Raises UserError naming the option and the way out."""
-    model, train, optim, data = config.model, config.train, config.optim, config.data
-    positive = {
-        "--model.patch-size": model.patch_size,
-        "--train.steps": train.steps,
-        "--train.batch-size": train.batch_size,
-        "--train.accumulate": train.accumulate,
-        "--train.log-every": train.log_every,
-        "--train.checkpoint-every": train.checkpoint_every,
-        "--train.keep-checkpoints": train.keep_checkpoints,
-        "--eval.every": config.eval.every,
-        "--eval.images": config.eval.images,
-        "--eval.batch-size": config.eval.batch_size,
-        "--optim.lr": optim.lr,
-        "--data.fraction": data.fraction,
-        "--model.mlp-ratio": model.mlp_ratio,
-    }
-    optional = {
-        "--model.depth": model.depth,
-        "--model.embed-dim": model.embed_dim,
-        "--model.num-heads": model.num_heads,
-        "--optim.lr-batch-size": optim.lr_batch_size,
-    }
-    for option, value in (positive | {k: v for k, v in optional.items() if v is not None}).items():
-        if not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{option} {value} must be above 0")
-    not_negative = {
-        "--optim.weight-decay": optim.weight_decay,
-        "--optim.warmup-steps": optim.warmup_steps,
-        "--optim.clip-norm": optim.clip_norm,
-        "--augment.pad": config.augment.pad,
-        "--eval.pictures": config.eval.pictures,
-        "--data.workers": data.workers or 0,
-        "--seed": config.seed,
-    }
-    for option, value in not_negative.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise UserError(f"{option} {value} must not be negative")
-    shares = {
-        "--data.fraction": data.fraction,
-        "--augment.flip": config.augment.flip,
-        "--augment.scale": config.augment.scale,
-        "--model.dropout": model.dropout,
-        "--model.drop-path": model.drop_path,
-    }
-    for option, value in shares.items():
-        if not all(0 <= part <= 1 for part in (value if isinstance(value, tuple) else (value,))):
-            raise UserError(f"{option} {value} must be in 0..1")
-    if not all(0 <= beta < 1 for beta in optim.betas):
-        raise UserError(f"--optim.betas {optim.betas} must each be at least 0 and below 1")
-    p = model.patch_size
-    for side in height_width(model.img_size):
-        if side < p or side % p:
-            near = sorted({max(1, side // p) * p, (side // p + 1) * p})
-            raise UserError(
-                f"--model.img-size {side} is not a multiple of --model.patch-size {p}; "
-                f"the nearest that are: {', '.join(map(str, near))}"
-            )
-
-
-def check_pretrain(config: Pretrain) -> None:
-    """`check`, and the options that only pretraining has."""
-    from mpp.corrupt import num_corrupted
-    from mpp.targets import make_target
-
-    check(config)
-    c = config.corrupt
-    if min(c.mask, c.other, c.keep) < 0 or abs(c.mask + c.other + c.keep - 1) > 1e-6:
-        raise UserError(
-            f"--corrupt.mask {c.mask}, --corrupt.other {c.other} and --corrupt.keep {c.keep} must be shares with sum 1"
-        )
-    height, width = height_width(config.model.img_size)
-    try:
-        num_corrupted(height * width // config.model.patch_size**2, c.ratio)
-    except ValueError as error:
-        raise UserError(f"--corrupt.ratio {c.ratio}: {error}") from error
-    try:
-        make_target(config.data.target, config.model.patch_size, config.data.bits)
-    except ValueError as error:
-        raise UserError(f"--data.target {config.data.target}, --data.bits {config.data.bits}: {error}") from error

@@ -15,6 +15,7 @@ class Purpose(IntEnum):
     EVAL = 2  # corruption of an evaluation sample
     SHAPES = 3  # a scene of the built-in images
     SPLIT = 4  # which images are held out, which labels are kept
+    MIX = 5  # how a batch of labelled images is mixed
 
 
 def generator(seed: int, purpose: Purpose, step: int = 0, place: int = 0) -> np.random.Generator:

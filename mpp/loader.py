@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mpp.augment import Crop, centred_box, random_resized_box
+from mpp.augment import Crop, centred_box, randaugmented, random_resized_box
 from mpp.draws import Purpose, generator
 from mpp.images import Images, Unreadable, pixels, size_as_seen
 
@@ -52,6 +52,7 @@ class View:
     pad: int = 0
     scale: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
+    randaugment: int = 0
 
     def cut(self, image: Any, rng: np.random.Generator) -> np.ndarray:
         """Decode one image into (H, W, 3) uint8. Raises Unreadable."""
@@ -61,7 +62,8 @@ class View:
             box = random_resized_box(rng, height, width, aspect, self.scale)
         else:
             box = centred_box(height, width, aspect)
-        return pixels(image, self.size, box)
+        array = pixels(image, self.size, box)
+        return randaugmented(array, self.randaugment, rng) if self.randaugment else array
 
     def draw(self, rngs: Rngs) -> dict[str, torch.Tensor]:
         """The shift (B, 2) and flip (B,) of samples, made later on the device."""
@@ -220,6 +222,11 @@ def eval_loader(
         worker_init_fn=leave_signals,
         pin_memory=pin_memory,
     )
+
+
+def no_draws(rngs: Rngs) -> dict[str, torch.Tensor]:
+    """The draws of a job that needs none beside the view's."""
+    return {}
 
 
 class Subset:

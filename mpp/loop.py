@@ -28,6 +28,7 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -56,8 +57,8 @@ class Job(Protocol):
         """How often the training images have been seen after `step` steps."""
         ...
 
-    def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a micro-batch, and further metrics of it, all scalars on the device."""
+    def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch of `step`, and further metrics of it, all scalars on the device."""
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -77,10 +78,11 @@ class Outcome:
     metrics: dict[str, float]  # of the last evaluation
     seconds: float  # of this start of the command
     stopped: bool  # by a signal, before the last step
+    model: nn.Module  # with the weights that were evaluated: the last, or their running mean
     unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where, why
 
 
-def start_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
+def start_accelerator(precision: str) -> Accelerator:
     """Set up devices, processes and precision, and say which they are.
 
     Several processes on a machine without an accelerator form one gloo group: Accelerate has to be told (`cpu=True`),
@@ -93,7 +95,7 @@ def start_accelerator(precision: str, accumulate: int = 1) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() and world_size > 1,
         mixed_precision="bf16" if bf16 else "no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(accumulate, sync_with_dataloader=False),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
         log_with="tensorboard",
         project_config=ProjectConfiguration(logging_dir="."),  # `prepare_output` says where
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # while one process prepares a large set
@@ -138,12 +140,15 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     `headline` is the evaluation metric that the hyper-parameter table of TensorBoard shows.
     """
     options: Train = config.train
+    accelerator.free_memory()  # of a run before, where a command makes several
+    accelerator.gradient_accumulation_steps = options.accumulate
     optimizer = build_optimizer(job.model, config.optim, options.batch_size)
     peaks = [group["lr"] for group in optimizer.param_groups]
     options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    average = running_mean(job.model, options.average, accelerator) if options.average else None
     found = checkpoints.latest(output / "checkpoints") if config.resume else None
     if found:
-        checkpoints.load(found[0], job.model, optimizer)
+        checkpoints.load(found[0], job.model, optimizer, average)
         for group, asked in zip(optimizer.param_groups, options_asked, strict=True):
             group |= asked  # loading brings back the options of the run that was cut
     first = found[1]["step"] if found else 0
@@ -152,7 +157,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     if options.compile:
         job.model.compile()
     model, optimizer = accelerator.prepare(job.model, optimizer)
-    bare = accelerator.unwrap_model(model)  # for evaluation: no gradients to share, so no group to wait for
+    bare = accelerator.unwrap_model(model)
+    evaluated = average.module if average else bare  # without gradients to share, so with no group to wait for
     records = Records(output, accelerator, config)
     accelerator.wait_for_everyone()
     records.open(first, headline)
@@ -160,7 +166,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     loader = job.batches(share, first, resumed)
     positions: Positions = {}  # of this process's lanes; every batch of a stream brings them
     clock = Clock()
-    outcome = Outcome(first, {}, 0.0, stopped=False)
+    outcome = Outcome(first, {}, 0.0, stopped=False, model=evaluated)
     bar = tqdm(
         total=options.steps,
         initial=first,
@@ -172,19 +178,21 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
 
     def evaluate(step: int) -> dict[str, float]:
         with clock.paused():
-            bare.eval()
+            evaluated.eval()
             with torch.no_grad():
-                metrics = {f"eval/{name}": value for name, value in job.evaluate(bare).items()}
+                metrics = {f"eval/{name}": value for name, value in job.evaluate(evaluated).items()}
                 if accelerator.is_main_process:
-                    records.pictures(step, job.pictures(bare))
-            bare.train()
+                    records.pictures(step, job.pictures(evaluated))
+            model.train()
             return metrics
 
     def save(step: int) -> None:
         with clock.paused():
             state = {"positions": gather_dicts(accelerator, positions)}
             if accelerator.is_main_process:
-                checkpoints.save(output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints)
+                checkpoints.save(
+                    output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints, average
+                )
             accelerator.wait_for_everyone()
 
     model.train()
@@ -199,7 +207,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
                     positions |= batch.pop("positions", {})
                     batch = to_device(batch, accelerator.device)
                 with accelerator.accumulate(model):
-                    loss, metrics = job.training_step(model, batch)
+                    loss, metrics = job.training_step(model, batch, step)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         norm = clip_gradients(accelerator, model, config.optim.clip_norm)
@@ -208,6 +216,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
                 parts.append({"loss": loss.detach()} | metrics)
             used_lr = lr.get_last_lr()[0]
             lr.step()
+            if average:
+                average.update_parameters(bare)
             outcome.step = step
             clock.count(options.batch_size)
             bar.update()
@@ -242,6 +252,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
 
     if outcome.step == first and not outcome.stopped:  # resumed after the last step: nothing was left to train
         outcome.metrics = evaluate(outcome.step)
+    records.close()
     outcome.seconds = clock.total()
     outcome.unreadable = gather_dicts(accelerator, outcome.unreadable | job.unreadable)
     return outcome
@@ -296,6 +307,20 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) 
     return accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
 
 
+def running_mean(model: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel:
+    """A copy of a model for the running mean of its weights (exponential).
+
+    Early steps are forgotten sooner, at (1 + n) / (10 + n) after n, so that fresh weights do not linger in short runs.
+    """
+
+    def update(means: Any, weights: Any, count: Tensor | int) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(means, weights, count)
+
+    averaged = AveragedModel(model.to(accelerator.device), multi_avg_fn=update, use_buffers=True)
+    averaged.requires_grad_(False)
+    return averaged
+
+
 def mean_over_group(accelerator: Accelerator, parts: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means of a step's metrics over its micro-batches and all processes: one transfer for all of them."""
     names = list(parts[0])
@@ -306,6 +331,14 @@ def mean_over_group(accelerator: Accelerator, parts: list[dict[str, Tensor]]) ->
 def gather_dicts(accelerator: Accelerator, mine: dict[Any, Any]) -> dict[Any, Any]:
     """The dicts of all processes in one."""
     return dict(gather_object(list(mine.items()))) if accelerator.num_processes > 1 else mine
+
+
+def how_to_resume(command: str, outcome: Outcome, output: Path) -> str:
+    """What a run that was stopped says last."""
+    return (
+        f"stopped at step {outcome.step}; resume with: accelerate launch {command} --config {output / 'config.toml'} "
+        f"--output {output} --resume"
+    )
 
 
 def summary_line(step: int, steps: int, metrics: dict[str, float]) -> str:

@@ -1,14 +1,18 @@
-"""The models that train: a ViT with the masked-patch head; and where a backbone comes from."""
+"""The models that train: a ViT with the masked-patch head or with a classifier's; and where a backbone comes from."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from mpp.config import Model, height_width
+from mpp.config import DownstreamModel, Model, height_width
 from mpp.corrupt import Corruption, corrupt
 from mpp.errors import UserError
 from mpp.vit import ViT
@@ -35,6 +39,47 @@ class MaskedPatchModel(nn.Module):
         return self.head(self.vit.encode(embeddings, corruption.indices))  # (B, K, D) -> (B, K, num_outputs)
 
 
+def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
+    """One vector an image: the mean of its patches' tokens or the [class] token. (B, 1 + N, D) -> (B, D)."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+
+class Classifier(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="masked-patch-pretraining",
+    tags=["vision-transformer", "image-classification"],
+    license="apache-2.0",
+    coders={ViT: (lambda vit: vit.hub_config(), lambda config: ViT(**config))},
+):
+    """ViT + pooling + head: normalised images (B, C, H, W) -> scores of the classes (B, classes).
+
+    Args:
+        vit: the encoder, or the arguments of a fresh one.
+        classes: their names, in the order of the scores.
+        pool: "mean" of the patches' tokens or the "cls" token.
+        head: "linear", zero-initialised, as the ViT paper fine-tunes; "mlp", with one hidden tanh layer of width D, as
+            it pretrains (arXiv 2010.11929, section 3.1; initialisation as vit_jax/models_vit.py).
+    """
+
+    def __init__(
+        self, vit: ViT | dict[str, Any], classes: Sequence[str], pool: str = "mean", head: str = "linear"
+    ) -> None:
+        super().__init__()
+        self.vit = vit if isinstance(vit, ViT) else ViT(**vit)
+        self.classes, self.pool = list(classes), pool
+        dim = self.vit.embed_dim
+        hidden, last = nn.Linear(dim, dim), nn.Linear(dim, len(self.classes))
+        nn.init.xavier_uniform_(hidden.weight)
+        for zero in (hidden.bias, last.weight, last.bias):
+            nn.init.zeros_(zero)
+        self.head = nn.Sequential(hidden, nn.Tanh(), last) if head == "mlp" else nn.Sequential(last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) -> scores (B, classes)."""
+        return self.head(pool_tokens(self.vit(images), self.pool))  # (B, 1 + N, D) -> (B, D) -> (B, classes)
+
+
 def build_vit(model: Model) -> ViT:
     """A fresh encoder from the options of a run. Raises UserError if they do not go together."""
     try:
@@ -55,23 +100,58 @@ def build_vit(model: Model) -> ViT:
         raise UserError(f"the --model options do not go together: {error}") from error
 
 
-def load_backbone(init: str, img_size: tuple[int, int] | None = None) -> ViT:
+def downstream_vit(init: str, model: DownstreamModel) -> ViT:
+    """The encoder that --init names, at --model.img-size, with --model.dropout and --model.drop-path.
+
+    Raises UserError if --init has weights and an option asks for another shape than theirs.
+    """
+    size = model.img_size
+    if init == "scratch":
+        return build_vit(dataclasses.replace(model, img_size=size or 32))
+    mine = ("img_size", "pool", "dropout", "drop_path")
+    for option in (option for option in dataclasses.fields(Model) if option.name not in mine):
+        if getattr(model, option.name) != option.default:
+            name = option.name.replace("_", "-")
+            raise UserError(f"--model.{name} is only for --init scratch: {init} has a shape of its own; leave it out")
+    size = None if size is None else height_width(size)
+    return load_backbone(init, size, dropout=model.dropout, drop_path=model.drop_path)
+
+
+def load_backbone(init: str, img_size: tuple[int, int] | None = None, **options: float) -> ViT:
     """A trained encoder from a run's folder, an exported backbone's folder or a hub id, fitted to `img_size`.
 
-    Raises UserError if there is none.
+    `options` (dropout, drop_path) take the place of those it was trained with. Raises UserError if there is none.
     """
+    folder = _exported(init, "backbone")
+    try:
+        return ViT.from_pretrained(folder, img_size=img_size, **options)
+    except Exception as error:
+        raise UserError(f"--init {init}: no backbone could be loaded from it ({_first_line(error)})") from error
+
+
+def load_classifier(init: str) -> Classifier:
+    """A fine-tuned model from its run's folder, its classifier/ or a hub id. Raises UserError if there is none."""
+    folder = _exported(init, "classifier")
+    try:
+        return Classifier.from_pretrained(folder, strict=True)
+    except Exception as error:
+        raise UserError(f"--init {init}: no fine-tuned model could be loaded from it ({_first_line(error)})") from error
+
+
+def _exported(init: str, kind: str) -> str:
+    """The folder of a run's `kind`, or `init` itself if it is one, or a hub id."""
     folder = Path(init)
-    if (folder / "backbone").is_dir():
-        folder = folder / "backbone"
-    elif folder.is_dir() and not (folder / "config.json").is_file():
+    if (folder / kind).is_dir():
+        return str(folder / kind)
+    if folder.is_dir() and not (folder / "config.json").is_file():
         unfinished = (
             " (the run has not finished: go on with it by --resume)" if (folder / "checkpoints").is_dir() else ""
         )
-        raise UserError(f"--init {init} has neither backbone/ nor config.json{unfinished}")
-    elif not folder.is_dir() and (init.startswith((".", "/", "~")) or init.count("/") > 1):
+        raise UserError(f"--init {init} has neither {kind}/ nor config.json{unfinished}")
+    if not folder.is_dir() and (init.startswith((".", "/", "~")) or init.count("/") > 1):
         raise UserError(f"--init {init} does not exist")
-    try:
-        return ViT.from_pretrained(str(folder), img_size=img_size)
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--init {init}: no backbone could be loaded from it ({reason})") from error
+    return init
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,8 +20,9 @@ from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
 from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
-from mpp.loop import Outcome, readable, to_device, workers_of
+from mpp.loop import Outcome, how_to_resume, prepare_output, readable, share_of, to_device, train, workers_of
 from mpp.models import MaskedPatchModel, build_vit
+from mpp.records import finish, write_folder
 from mpp.streams import Positions, Stream, held_out, is_stream, stream_loader
 from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
 
@@ -74,7 +75,7 @@ class PretrainJob:
             return sum(epoch for epoch, _ in positions.values()) / len(positions)
         return step * self.config.train.batch_size / len(self.train_images)
 
-    def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = shift_and_flip(batch["images"], batch["shift"], batch["flip"])
         predictions, targets = self.predict(model, images, Corruption(batch["indices"], batch["sources"]))
         loss = self.target.loss(predictions, targets)
@@ -149,6 +150,22 @@ class PretrainJob:
             yield to_device(batch, self.accelerator.device)
 
 
+def run_pretraining(config: Pretrain, accelerator: Accelerator) -> Outcome:
+    """Prepare, train, export, report: the command, but for its options and devices."""
+    share = share_of(config.train, accelerator)
+    output = prepare_output(config.output, "pretrain", config.resume, accelerator)
+    set_seed(config.seed)
+    with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
+        job = PretrainJob(config, accelerator)
+    outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
+    if outcome.stopped:
+        accelerator.print(how_to_resume("mpp/pretrain.py", outcome, output))
+    elif accelerator.is_main_process:
+        finish(output, config, write_result(job, config, output, outcome))
+        print(closing_summary(config, job, output, outcome))
+    return outcome
+
+
 def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Stream, Images]:
     """The images to train on and the held-out ones.
 
@@ -204,11 +221,8 @@ def open_stream_splits(config: Pretrain, eval_split: str | None) -> tuple[Stream
 
 def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outcome) -> dict[str, Any]:
     """Export the encoder to `backbone/`; returns what result.json says of the run."""
-    draft = output / "backbone.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    job.model.vit.save_pretrained(draft)
-    shutil.rmtree(output / "backbone", ignore_errors=True)
-    draft.rename(output / "backbone")
+    model: Any = outcome.model
+    write_folder(output / "backbone", model.vit.save_pretrained)
     return outcome.metrics | {
         "command": "pretrain",
         "step": outcome.step,
@@ -217,7 +231,7 @@ def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outc
         "train_images": None if isinstance(job.train_images, Stream) else len(job.train_images),
         "eval_images": len(job.eval_images),
         "target": config.data.target,
-        "backbone_parameters": sum(p.numel() for p in job.model.vit.parameters()),
+        "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
         "unreadable_images": outcome.unreadable,
     }
 

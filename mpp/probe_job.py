@@ -13,16 +13,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from mpp.config import LabelledData, LinearProbe, height_width, write_toml
+from mpp.config import LinearProbe, write_toml
 from mpp.errors import UserError
-from mpp.images import Images, load_images, split_names
-from mpp.loader import Rngs, Subset, eval_loader
-from mpp.loop import prepare_output, readable, start_accelerator, workers_of
-from mpp.models import build_vit, load_backbone
+from mpp.images import Images
+from mpp.labelled import draw_labels, hold_out, open_labelled
+from mpp.loader import eval_loader, no_draws
+from mpp.loop import prepare_output, readable, workers_of
+from mpp.models import downstream_vit
 from mpp.probes import (
     Scaler,
     choose_penalty,
-    draw_labels,
     effective_rank,
     extract,
     knn,
@@ -32,7 +32,6 @@ from mpp.probes import (
     top_k,
 )
 from mpp.records import finish
-from mpp.streams import NO_LABELS, is_stream
 from mpp.vit import ViT
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of logistic regression, a sample
@@ -40,13 +39,12 @@ RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of ridge regression on all 
 FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, in all: big_vision's evaluators/fewshot_lsr.py
 
 
-def run_probe(config: LinearProbe) -> dict[str, Any]:
+def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     """Extract, fit, evaluate, report; returns what result.json says."""
     started = time.perf_counter()
-    accelerator = start_accelerator(config.precision)
     output = prepare_output(config.output, "linear_probe", False, accelerator)
     set_seed(config.seed)
-    vit = downstream_vit(config)
+    vit = downstream_vit(config.init, config.model)
     layers = probe_layers(config.probe.layer, vit.depth)
     with accelerator.main_process_first():
         train, test = open_labelled(config.data, vit.img_size, config.seed)
@@ -61,7 +59,7 @@ def run_probe(config: LinearProbe) -> dict[str, Any]:
     scaler = Scaler.of(x[chosen])
     fit, held = scaler(x[chosen]), scaler(test_x[chosen])
     result: dict[str, Any] = {"command": "linear_probe", "init": config.init, "layer": layers[chosen]}
-    result |= {"pool": config.probe.pool, "labels": len(y), "classes": classes, "eval_images": len(test_y)}
+    result |= {"pool": config.model.pool, "labels": len(y), "classes": classes, "eval_images": len(test_y)}
     result |= {"effective_rank": effective_rank(x[chosen])}
     result |= logistic_scores(fit, y, held, test_y, classes, config.seed)
     result |= few_shot_scores(x[chosen], y, test_x[chosen], test_y, classes, config)
@@ -75,15 +73,6 @@ def run_probe(config: LinearProbe) -> dict[str, Any]:
     return result
 
 
-def downstream_vit(config: Any) -> ViT:
-    """The encoder that --init names, at --model.img-size."""
-    size = config.model.img_size
-    if config.init != "scratch":
-        return load_backbone(config.init, None if size is None else height_width(size))
-    config.model.img_size = size or 32
-    return build_vit(config.model)
-
-
 def probe_layers(layer: str, depth: int) -> list[int]:
     """Block numbers from --probe.layer."""
     if layer == "all":
@@ -92,35 +81,6 @@ def probe_layers(layer: str, depth: int) -> list[int]:
     if not (number.isdecimal() and 1 <= int(number) <= depth):
         raise UserError(f"--probe.layer {layer} is none of: last, all, 1 to {depth}")
     return [int(number)]
-
-
-def open_labelled(data: LabelledData, size: tuple[int, int], seed: int) -> tuple[Images, Images]:
-    """The labelled images to fit on, --data.labels of them, and those to be measured on.
-
-    Measured on is --data.eval-split, or else the set's test split, or else its validation split.
-    """
-    if is_stream(data.path):
-        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
-    splits = split_names(data.path)
-    spare = [name for name in ("test", "validation") if name in splits and name != data.split]
-    if not (eval_split := data.eval_split or next(iter(spare), None)):
-        raise UserError(f"--data.path {data.path} has only the split {data.split}; name another with --data.eval-split")
-    columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
-    train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
-    test = load_images(data.path, eval_split, **columns)  # type: ignore[arg-type]
-    names = train.label_names
-    if not names:
-        raise UserError(f"--data.path {data.path} has no labels; --data.label-column names their column")
-    if len(names) < 2:
-        raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")
-    if names != test.label_names:
-        raise UserError(f"--data.path {data.path}: the classes of {data.split} and {eval_split} are not the same")
-    count = data.labels if data.labels is not None else round(len(train) * data.fraction)
-    if not len(names) <= count <= len(train):
-        raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
-    if count < len(train):
-        train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed))
-    return train, test
 
 
 def features_of(
@@ -135,7 +95,7 @@ def features_of(
     loader = eval_loader(
         images,
         vit.img_size,
-        _no_draws,
+        no_draws,
         batch_size=config.batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -143,20 +103,17 @@ def features_of(
     )
 
     batches = readable(loader, config.data.on_error, unreadable)
-    features, indices = extract(vit, batches, config.probe.pool, layers, accelerator, total=len(images))
+    features, indices = extract(vit, batches, config.model.pool, layers, accelerator, total=len(images))
     return features, torch.from_numpy(images.labels(indices.tolist()))
 
 
 def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int) -> int:
     """The place in `features` of the layer whose ridge regression is best on a fifth of the training labels."""
-    held = np.zeros(len(labels), dtype=bool)
-    held[draw_labels(labels.numpy(), max(1, len(labels) // 5), seed, draw=-1 % 2**32)] = True
-    hold = torch.from_numpy(held)
-    accuracies = []
-    for layer in features:
-        scaler = Scaler.of(layer[~hold])
-        weights, biases = ridge(scaler(layer[~hold]), one_vs_rest(labels[~hold], classes), FEW_SHOT_PENALTY)
-        accuracies.append(top_k(scaler(layer[hold]) @ weights + biases, labels[hold]))
+    rest, held = hold_out(labels.numpy(), seed)
+    accuracies = [
+        _ridge_top1(layer[rest], labels[rest], layer[held], labels[held], classes, FEW_SHOT_PENALTY)
+        for layer in features
+    ]
     return int(np.argmax(accuracies))
 
 
@@ -200,10 +157,6 @@ def _ridge_top1(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: i
     scaler = Scaler.of(x)
     weights, biases = ridge(scaler(x), one_vs_rest(y, classes), penalty)
     return top_k(scaler(test_x) @ weights + biases, test_y)
-
-
-def _no_draws(rngs: Rngs) -> dict[str, Tensor]:
-    return {}
 
 
 def summary(config: LinearProbe, result: dict[str, Any], output: Path) -> str:

@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpp.augment import normalise
-from mpp.draws import Purpose, generator
+from mpp.labelled import hold_out
 from mpp.loader import Batch
+from mpp.models import pool_tokens
 from mpp.vit import ViT
 
 
@@ -45,11 +46,6 @@ def extract(
     order = np.argsort(indices)
     features = np.concatenate([part for _, part in every], axis=1)[:, order]
     return [torch.from_numpy(layer) for layer in features], indices[order]
-
-
-def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
-    """One vector an image: the mean of its patches' tokens or the [class] token. (B, 1 + N, D) -> (B, D)."""
-    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -99,8 +95,7 @@ def choose_penalty(
 ) -> tuple[float, float]:
     """The L2 penalty with which `fit` (features, labels, penalty -> weights, biases) is best on a fifth of the training
     images, and its accuracy there."""
-    order = torch.from_numpy(generator(seed, Purpose.SPLIT, 1).permutation(len(labels)))
-    held, rest = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
+    rest, held = hold_out(labels.numpy(), seed)
     best = (0.0, -1.0)
     for penalty in penalties:
         weights, biases = fit(features[rest], labels[rest], penalty)
@@ -140,20 +135,6 @@ def knn(features: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int 
         similarity, nearest = (part @ x.T).topk(min(k, len(x)), dim=1)
         rows.scatter_add_(1, labels[nearest], (similarity / 0.07).exp())
     return votes
-
-
-def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.ndarray:
-    """Choose `count` images, as evenly over the classes as it goes: their indices, sorted.
-
-    Classes with too few images give all they have; what is missing is filled up from the others.
-    """
-    rng = generator(seed, Purpose.SPLIT, 2, draw)
-    order = rng.permutation(len(labels))
-    turns = np.empty(len(labels), dtype=np.int64)  # how many of its class come before an image
-    for name in np.unique(labels):
-        of_class = np.flatnonzero(labels[order] == name)
-        turns[of_class] = np.arange(len(of_class))
-    return np.sort(order[np.argsort(turns, kind="stable")[:count]])
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int = 1) -> float:

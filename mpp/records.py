@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ class Records:
         """Start writing after `step` steps: what an interrupted run wrote beyond them is taken back."""
         if not self.accelerator.is_main_process:
             return
-        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_toml(self.config, self.folder / "config.toml")
         self._take_back(step)
         # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
@@ -55,8 +57,14 @@ class Records:
             return
         for name, images in pictures.items():
             grid = make_grid(images.cpu(), nrow=2, padding=4, pad_value=255)
-            to_pil_image(grid).save(self.folder / "samples" / f"{name}_{step:08d}.png")
+            save_picture(grid, self.folder / "samples" / f"{name}_{step:08d}.png")
             self._writer().add_image(f"samples/{name}", grid, step)
+
+    def close(self) -> None:
+        """Have everything logged on the disk."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers.clear()
 
     def _take_back(self, step: int) -> None:
         """Keep only the lines of metrics.jsonl up to `step`, whole ones."""
@@ -80,11 +88,26 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture, uint8 (3, H, W), as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(picture).save(path)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old content or the new, never a part."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_bytes(content)
     os.replace(draft, path)
+
+
+def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
+    """Have `save` write a folder; readers see the old one, the new one or for a moment none, never a part."""
+    draft = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    save(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
 
 
 def finish(folder: Path, config: Any, result: dict[str, Any]) -> None:

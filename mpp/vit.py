@@ -241,8 +241,12 @@ class ViT(
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> str | None:
         """Write `config.json` and `model.safetensors` to a folder (and to the hub with `push_to_hub=True`)."""
         if kwargs.get("config") is None:  # push_to_hub passes None
-            kwargs["config"] = self._hub_mixin_config | {"img_size": list(self.img_size)}
+            kwargs["config"] = self.hub_config()
         return super().save_pretrained(save_directory, **kwargs)
+
+    def hub_config(self) -> dict[str, Any]:
+        """The arguments that build this model, for `config.json`."""
+        return self._hub_mixin_config | {"img_size": list(self.img_size)}
 
     @classmethod
     def from_pretrained(

@@ -407,7 +407,7 @@ def test_the_quickstart_preset_is_the_default():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset):
-    from mpp.config import check_pretrain
+    from mpp.checks import check_pretrain
 
     check_pretrain(parse(Pretrain, ["--config", str(preset)]))
 

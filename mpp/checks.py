@@ -1,0 +1,130 @@
+"""Refusing options that cannot work, before anything is loaded: one line that names the option and the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from mpp.config import FineTune, LinearProbe, Pretrain, Supervised, height_width
+from mpp.errors import UserError
+
+
+def check(config: Any) -> None:
+    """The options that all training has in common."""
+    model, train, optim, data = config.model, config.train, config.optim, config.data
+    above_zero = {
+        "--train.steps": train.steps,
+        "--train.batch-size": train.batch_size,
+        "--train.accumulate": train.accumulate,
+        "--train.log-every": train.log_every,
+        "--train.checkpoint-every": train.checkpoint_every,
+        "--train.keep-checkpoints": train.keep_checkpoints,
+        "--eval.every": config.eval.every,
+        "--eval.images": config.eval.images,
+        "--eval.batch-size": config.eval.batch_size,
+        "--optim.lr": optim.lr,
+        "--optim.lr-batch-size": optim.lr_batch_size,
+        "--data.fraction": data.fraction,
+        "--model.patch-size": model.patch_size,
+        "--model.mlp-ratio": model.mlp_ratio,
+        "--model.depth": model.depth,
+        "--model.embed-dim": model.embed_dim,
+        "--model.num-heads": model.num_heads,
+    }
+    not_negative = {
+        "--optim.weight-decay": optim.weight_decay,
+        "--optim.warmup-steps": optim.warmup_steps,
+        "--optim.clip-norm": optim.clip_norm,
+        "--augment.pad": config.augment.pad,
+        "--data.workers": data.workers,
+        "--seed": config.seed,
+    }
+    shares = {
+        "--data.fraction": data.fraction,
+        "--augment.flip": config.augment.flip,
+        "--augment.scale": config.augment.scale,
+        "--model.dropout": model.dropout,
+        "--model.drop-path": model.drop_path,
+    }
+    _refuse(above_zero, lambda value: value > 0 and math.isfinite(value), "must be above 0")
+    _refuse(not_negative, lambda value: value >= 0 and math.isfinite(value), "must not be negative")
+    _refuse(shares, lambda value: 0 <= value <= 1, "must be in 0..1")
+    _refuse({"--optim.betas": optim.betas}, lambda beta: 0 <= beta < 1, "must each be at least 0 and below 1")
+    _refuse({"--train.average": train.average}, lambda decay: 0 <= decay < 1, "must be at least 0 and below 1")
+    p = model.patch_size
+    for side in height_width(model.img_size) if model.img_size is not None else ():
+        if side < p or side % p:
+            near = sorted({max(1, side // p) * p, (side // p + 1) * p})
+            raise UserError(
+                f"--model.img-size {side} is not a multiple of --model.patch-size {p}; "
+                f"the nearest that are: {', '.join(map(str, near))}"
+            )
+
+
+def check_pretrain(config: Pretrain) -> None:
+    """`check`, and the options that only masked patch prediction has."""
+    from mpp.corrupt import num_corrupted
+    from mpp.targets import make_target
+
+    check(config)
+    _refuse({"--eval.pictures": config.eval.pictures}, lambda count: count >= 0, "must not be negative")
+    c = config.corrupt
+    if min(c.mask, c.other, c.keep) < 0 or abs(c.mask + c.other + c.keep - 1) > 1e-6:
+        raise UserError(
+            f"--corrupt.mask {c.mask}, --corrupt.other {c.other} and --corrupt.keep {c.keep} must be shares with sum 1"
+        )
+    height, width = height_width(config.model.img_size)
+    try:
+        num_corrupted(height * width // config.model.patch_size**2, c.ratio)
+    except ValueError as error:
+        raise UserError(f"--corrupt.ratio {c.ratio}: {error}") from error
+    try:
+        make_target(config.data.target, config.model.patch_size, config.data.bits)
+    except ValueError as error:
+        raise UserError(f"--data.target {config.data.target}, --data.bits {config.data.bits}: {error}") from error
+
+
+def check_labelled(config: Supervised | FineTune) -> None:
+    """`check`, and the options that only training on labels has."""
+    check(config)
+    augment, train = config.augment, config.train
+    not_negative = {
+        "--augment.randaugment": augment.randaugment,
+        "--augment.mixup": augment.mixup,
+        "--augment.cutmix": augment.cutmix,
+    }
+    _refuse(not_negative, lambda value: value >= 0 and math.isfinite(value), "must not be negative")
+    _refuse({"--train.label-smoothing": train.label_smoothing}, lambda value: 0 <= value <= 1, "must be in 0..1")
+
+
+def check_finetune(config: FineTune) -> None:
+    """`check_labelled`, and the options that only fine-tuning has."""
+    check_labelled(config)
+    optim, file = config.optim, config.export_predictions
+    _refuse({"--optim.lr-grid": optim.lr_grid}, lambda lr: lr > 0 and math.isfinite(lr), "must each be above 0")
+    _refuse({"--optim.layer-decay": optim.layer_decay}, lambda share: 0 < share <= 1, "must be above 0 and at most 1")
+    if config.eval_only and config.init == "scratch":
+        raise UserError("--eval-only measures a fine-tuned model; name its run with --init")
+    if file and not file.endswith((".parquet", ".csv")):
+        raise UserError(f"--export-predictions {file} must end in .parquet or .csv")
+
+
+def check_probe(config: LinearProbe) -> None:
+    """The options of the linear probe."""
+    above_zero = {
+        "--probe.shots": config.probe.shots,
+        "--probe.draws": config.probe.draws,
+        "--probe.neighbours": config.probe.neighbours,
+        "--batch-size": config.batch_size,
+        "--data.fraction": config.data.fraction,
+    }
+    _refuse(above_zero, lambda value: value > 0 and math.isfinite(value), "must be above 0")
+    _refuse({"--seed": config.seed, "--data.workers": config.data.workers}, lambda n: n >= 0, "must not be negative")
+
+
+def _refuse(options: dict[str, Any], allowed: Callable[[Any], bool], says: str) -> None:
+    """Raise UserError for the first value (or part of a tuple) that is not allowed; None is no value."""
+    for option, value in options.items():
+        if value is not None and not all(map(allowed, value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{option} {value} {says}")

@@ -1,0 +1,141 @@
+"""Fine-tuning a backbone, supervised pretraining, and measuring a model that was trained: the commands' work."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mpp.classify_job import ClassifyJob, closing_summary, predict_set, write_result
+from mpp.config import FineTune, Supervised, height_width
+from mpp.images import Images
+from mpp.labelled import at_most, hold_out, open_labelled, open_measured
+from mpp.loader import Subset
+from mpp.loop import Outcome, how_to_resume, prepare_output, share_of, train
+from mpp.models import Classifier, build_vit, downstream_vit, load_classifier
+from mpp.predictions import draw_confusion, export
+from mpp.records import finish, save_picture
+from mpp.vit import ViT
+
+
+def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, Any]:
+    """Pretrain with labels; returns what result.json says (nothing if the run was stopped)."""
+    output = prepare_output(config.output, "supervised", config.resume, accelerator)
+    with accelerator.main_process_first():
+        images, test = open_labelled(config.data, height_width(config.model.img_size), config.seed)
+    set_seed(config.seed)
+    outcome, job = _train(config, build_vit(config.model), "mlp", images, test, output, accelerator)
+    if outcome.stopped:
+        accelerator.print(how_to_resume("recipes/supervised.py", outcome, output))
+        return {}
+    result: dict[str, Any] = outcome.metrics
+    if accelerator.is_main_process:
+        result = write_result(job, "supervised", output, outcome)
+        finish(output, config, result)
+        then = f"Next: accelerate launch recipes/finetune.py --init {output} --data.path LABELLED_IMAGES"
+        print(closing_summary(result, output, f"After {outcome.step:,} steps with {len(images):,} labels", then))
+    return result
+
+
+def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
+    """Fine-tune; returns what result.json says (nothing if the run was stopped)."""
+    output = prepare_output(config.output, "finetune", config.resume, accelerator)
+    set_seed(config.seed)
+    vit = downstream_vit(config.init, config.model)
+    with accelerator.main_process_first():
+        images, test = open_labelled(config.data, vit.img_size, config.seed)
+    grid: dict[str, float] = {}
+    if config.optim.lr_grid:
+        found = try_learning_rates(config, vit, images, output, accelerator)
+        if found is None:
+            return {}
+        grid = found
+        config.optim.lr = float(max(grid, key=lambda lr: grid[lr]))
+        accelerator.print(f"learning rates on held-out training labels: {grid}; training with {config.optim.lr:g}")
+    set_seed(config.seed)
+    outcome, job = _train(config, vit, "linear", images, test, output, accelerator)
+    if outcome.stopped:
+        accelerator.print(how_to_resume("recipes/finetune.py", outcome, output))
+        return {}
+    result: dict[str, Any] = outcome.metrics
+    if accelerator.is_main_process:
+        result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
+        result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
+        if config.export_predictions and job.predictions:
+            export(job.predictions, job.eval_images, job.model.classes, config.export_predictions)
+        finish(output, config, result)
+        title = f"{config.init} fine-tuned for {outcome.step:,} steps with {len(images):,} labels"
+        print(closing_summary(result, output, title))
+    return result
+
+
+def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure a fine-tuned model on a labelled set without training; returns what result.json says."""
+    output = prepare_output(config.output, "evaluate", False, accelerator)
+    model = load_classifier(config.init).to(accelerator.device).eval()
+    if config.model.img_size is not None:
+        model.vit.resize(height_width(config.model.img_size)).to(accelerator.device)
+    with accelerator.main_process_first():
+        images = at_most(open_measured(config.data, model.vit.img_size), config.eval.images)
+    unreadable: dict[str, str] = {}
+    predictions = predict_set(model, images, config, accelerator, unreadable)
+    result: dict[str, Any] = {f"eval/{name}": value for name, value in predictions.metrics().items()}
+    if accelerator.is_main_process:
+        result |= {"command": "finetune --eval-only", "init": config.init, "classes": len(model.classes)}
+        result |= {"eval_images": len(predictions.index), "per_class_top1": predictions.per_class(model.classes)}
+        result |= {"unreadable_images": unreadable}
+        save_picture(draw_confusion(predictions, model.classes), output / "samples" / "confusion.png")
+        if config.export_predictions:
+            export(predictions, images, model.classes, config.export_predictions)
+        finish(output, config, result)
+        print(closing_summary(result, output, f"{config.init} on {config.data.path}"))
+    return result
+
+
+def try_learning_rates(
+    config: FineTune, vit: ViT, images: Images, output: Path, accelerator: Accelerator
+) -> dict[str, float] | None:
+    """Top-1 on a fifth of the training labels for each rate of --optim.lr-grid, trained on the others as long as the
+    final run will be. Rates that an interrupted run has tried are not tried again. None if a signal said to stop."""
+    rest, held = hold_out(images.labels(range(len(images))), config.seed)
+    found: dict[str, float] = {}
+    for lr in config.optim.lr_grid:
+        folder = output / "lr_grid" / f"{lr:g}"
+        if (folder / "result.json").exists():
+            found[f"{lr:g}"] = json.loads((folder / "result.json").read_text())["eval/top1"]
+            continue
+        trial = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, lr_grid=()), resume=True)
+        accelerator.print(f"--optim.lr {lr:g}, measured on {len(held):,} held-out training labels:")
+        folder_of_all = prepare_output(str(folder), "finetune", True, accelerator)
+        set_seed(config.seed)
+        outcome, _ = _train(
+            trial, copy.deepcopy(vit), "linear", Subset(images, rest), Subset(images, held), folder_of_all, accelerator
+        )
+        if outcome.stopped:
+            accelerator.print(how_to_resume("recipes/finetune.py", outcome, output))
+            return None
+        found[f"{lr:g}"] = outcome.metrics["eval/top1"]
+        if accelerator.is_main_process:
+            finish(folder, trial, outcome.metrics)
+    return found
+
+
+def _train(
+    config: Supervised | FineTune,
+    vit: ViT,
+    head: str,
+    images: Images,
+    test: Images,
+    output: Path,
+    accelerator: Accelerator,
+) -> tuple[Outcome, ClassifyJob]:
+    """Put a fresh head on an encoder and train both."""
+    share = share_of(config.train, accelerator)
+    model = Classifier(vit, images.label_names or [], config.model.pool, head)
+    job = ClassifyJob(model, images, test, config, accelerator, share)
+    return train(job, config, accelerator, share, output, headline="eval/top1"), job

@@ -1,0 +1,82 @@
+"""Labelled sets: which images to learn from, which to be measured on, and which labels to hold out for choices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpp.config import Data, LabelledData
+from mpp.draws import Purpose, generator
+from mpp.errors import UserError
+from mpp.images import Images, load_images, split_names
+from mpp.loader import Subset
+from mpp.streams import NO_LABELS, is_stream
+
+_HELD_OUT = 1 << 31  # the draw that `hold_out` makes, far from those of few shots
+
+
+def open_labelled(data: LabelledData, size: tuple[int, int], seed: int) -> tuple[Images, Images]:
+    """The labelled images to fit on, --data.labels of them, and those to be measured on (`open_measured`)."""
+    test = open_measured(data, size)
+    train = _open(data, data.split, size)
+    names = _label_names(train, data)
+    if names != test.label_names:
+        raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
+    count = data.labels if data.labels is not None else round(len(train) * data.fraction)
+    if not len(names) <= count <= len(train):
+        raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
+    if count < len(train):
+        train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed))
+    return train, test
+
+
+def open_measured(data: Data, size: tuple[int, int]) -> Images:
+    """The labelled images to be measured on: --data.eval-split, else the set's test, else its validation split."""
+    if is_stream(data.path):
+        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
+    splits = split_names(data.path)
+    spare = [name for name in ("test", "validation") if name in splits and name != data.split]
+    if not (split := data.eval_split or next(iter(spare), None)):
+        raise UserError(f"--data.path {data.path} has only the split {data.split}; name another with --data.eval-split")
+    images = _open(data, split, size)
+    _label_names(images, data)
+    return images
+
+
+def at_most(images: Images, count: int) -> Images:
+    """All images, or `count` of them, the same for every seed."""
+    if len(images) <= count:
+        return images
+    return Subset(images, np.sort(generator(0, Purpose.SPLIT).permutation(len(images))[:count]))
+
+
+def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.ndarray:
+    """Choose `count` images, as evenly over the classes as it goes: their indices, sorted.
+
+    Classes with too few images give all they have; what is missing is filled up from the others.
+    """
+    rng = generator(seed, Purpose.SPLIT, 2, draw)
+    order = rng.permutation(len(labels))
+    turns = np.empty(len(labels), dtype=np.int64)  # how many of its class come before an image
+    for name in np.unique(labels):
+        of_class = np.flatnonzero(labels[order] == name)
+        turns[of_class] = np.arange(len(of_class))
+    return np.sort(order[np.argsort(turns, kind="stable")[:count]])
+
+
+def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of four fifths of the training labels to fit on, and of one to choose by, of every class alike."""
+    held = draw_labels(labels, max(1, len(labels) // 5), seed, draw=_HELD_OUT)
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def _open(data: Data, split: str, size: tuple[int, int]) -> Images:
+    return load_images(data.path, split, size=size, image_column=data.image_column, label_column=data.label_column)
+
+
+def _label_names(images: Images, data: Data) -> list[str]:
+    names = images.label_names
+    if not names:
+        raise UserError(f"--data.path {data.path} has no labels; --data.label-column names their column")
+    if len(names) < 2:
+        raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")
+    return names

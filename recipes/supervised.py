@@ -1,0 +1,27 @@
+"""Pretrain on labelled images, for comparison: `accelerate launch recipes/supervised.py --help`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpp.checks import check_labelled
+from mpp.config import Supervised, parse
+from mpp.errors import run_command
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Run the command; returns what result.json says."""
+    config = parse(Supervised, args)
+    check_labelled(config)
+
+    from mpp.finetune_job import run_supervised  # heavy imports come after --help and the checks
+    from mpp.loop import start_accelerator
+
+    accelerator = start_accelerator(config.train.precision)
+    result = run_supervised(config, accelerator)
+    accelerator.end_training()
+    return result
+
+
+if __name__ == "__main__":
+    run_command(main)
