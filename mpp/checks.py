@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
-from mpp.config import FineTune, LinearProbe, Pretrain, Supervised, height_width
+from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width
 from mpp.errors import UserError
 
 
@@ -121,6 +122,23 @@ def check_probe(config: LinearProbe) -> None:
     }
     _refuse(above_zero, lambda value: value > 0 and math.isfinite(value), "must be above 0")
     _refuse({"--seed": config.seed, "--data.workers": config.data.workers}, lambda n: n >= 0, "must not be negative")
+
+
+def check_compare(config: Compare) -> None:
+    """The options of a comparison; those of its runs under the names that they have there."""
+    for labels in config.labels:
+        if labels != "all" and not (labels.isdecimal() and int(labels)):
+            raise UserError(f"--labels {labels} must be numbers above 0, or all")
+    for option, given in {"--labels": config.labels, "--seeds": config.seeds}.items():
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"{option} must be one or more, each given once")
+    _refuse({"--probe-labels": config.probe_labels}, lambda count: count > 0, "must be above 0")
+    _refuse({"--seeds": config.seeds}, lambda seed: seed >= 0, "must not be negative")
+    parts = {part.name: getattr(config.pretrain, part.name) for part in dataclasses.fields(config.pretrain)}
+    check_pretrain(Pretrain(**parts))
+    parts = {part.name: getattr(config.finetune, part.name) for part in dataclasses.fields(config.finetune)}
+    check_finetune(FineTune(**parts))
+    check_probe(LinearProbe(probe=config.probe))
 
 
 def _refuse(options: dict[str, Any], allowed: Callable[[Any], bool], says: str) -> None:

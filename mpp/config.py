@@ -147,8 +147,9 @@ class LabelledAugment(Augment):
 class Optim:
     """How the weights change."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """adam is the paper's; adamw decays weights apart from the gradient; sgd, to fine-tune: momentum betas[0]."""
+    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """adam is the paper's; adamw decays weights apart from the gradient; muon learns most from few steps (with adamw
+    for all but the blocks' matrices); sgd, to fine-tune, has momentum betas[0]."""
     lr: float = 3e-3
     """Peak learning rate."""
     lr_batch_size: int | None = None
@@ -286,6 +287,8 @@ class Probe:
     """Random choices of these labels, of which mean and deviation are reported."""
     neighbours: int = 20
     """k of the k-nearest-neighbours classifier."""
+    eval_images: int = 1_000_000
+    """How many held-out images to be measured on, at most."""
 
 
 @dataclass
@@ -372,6 +375,65 @@ class FineTune:
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
 
 
+@dataclass
+class ArmPretraining:
+    """Pretraining of the arms that are not given: by masked patch prediction and, on the same images, with labels."""
+
+    data: PretrainData = field(default_factory=PretrainData)
+    model: Model = field(default_factory=Model)
+    corrupt: Corrupt = field(default_factory=Corrupt)
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    eval: PretrainEval = field(default_factory=PretrainEval)
+
+
+@dataclass
+class ArmFineTuning:
+    """Fine-tuning, alike for all arms."""
+
+    model: DownstreamModel = field(default_factory=DownstreamModel)
+    augment: LabelledAugment = field(default_factory=LabelledAugment)
+    optim: FineTuneOptim = field(default_factory=FineTuneOptim)
+    train: LabelledTrain = field(default_factory=lambda: LabelledTrain(steps=150, batch_size=32))
+    eval: LabelledEval = field(default_factory=lambda: LabelledEval(every=50, images=2000))
+
+
+@dataclass
+class Compare:
+    """What did pretraining buy? From scratch, masked patch prediction and supervised pretraining, side by side.
+
+    Trains what is not given, judges every arm by its frozen features and by fine-tuning at several label counts and
+    seeds, and writes report.html, report.md, results.csv. What --output already holds is kept, so that a comparison
+    that was cut goes on. With no option it takes the built-in images and under 20 minutes on two CPU cores. Example:
+
+      accelerate launch recipes/compare.py --mpp runs/tin --supervised runs/sup --data.path DIR --labels 1000 5000
+    """
+
+    mpp: str | None = None
+    """A run of mpp/pretrain.py (or an exported backbone, or a hub id). Default: trained here."""
+    supervised: str | None = None
+    """A run of recipes/supervised.py, likewise. Default: trained here, with the budget of the other."""
+    others: tuple[str, ...] = ()
+    """Further backbones to compare, each as NAME=INIT."""
+    data: Data = field(default_factory=lambda: Data(label_column="shape"))
+    labels: tuple[str, ...] = ("100", "500", "2000")
+    """Numbers of training labels to fine-tune with, evenly over the classes; `all` is one."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of fine-tuning: choice of labels, head, order, augmentation, and the weights of scratch. Arms share them."""
+    probe: Probe = field(default_factory=lambda: Probe(eval_images=2000))
+    probe_labels: int = 2000
+    """Training labels of the probes of frozen features, at most."""
+    pretrain: ArmPretraining = field(default_factory=ArmPretraining)
+    finetune: ArmFineTuning = field(default_factory=ArmFineTuning)
+    dry_run: bool = False
+    """Only print what would be done, and how long it may take."""
+    output: str | None = None
+    """The comparison's folder; what it holds is kept. Default: runs/compare-<date and time>."""
+    config: str | None = None
+    """A preset (recipes/presets/*.toml) or another comparison's config.toml; options on the line win over it."""
+
+
 Config = TypeVar("Config")
 
 
@@ -409,19 +471,29 @@ def write_toml(config: Any, path: Path) -> None:
     """Write a configuration so that `--config path` repeats it. What is None is left out: it is the default."""
     import tomli_w
 
-    def plain(values: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in values.items() if value is not None}
-        return {key: plain(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    def kept(values: dict[str, Any]) -> dict[str, Any]:
+        found = {key: value for key, value in values.items() if value is not None}
+        return {key: kept(value) if isinstance(value, dict) else value for key, value in found.items()}
 
-    values = plain(dataclasses.asdict(config))
-    for once in ("config", "resume", "output"):  # about one start of the command, not about what it computes
+    values = kept(dataclasses.asdict(config))
+    for once in _ONCE:
         values.pop(once, None)
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+_ONCE = ("config", "resume", "output", "export_predictions", "dry_run")  # of one start, not of what is computed
 
 
 def flat(config: Any) -> dict[str, Any]:
     """A configuration as {"data.path": ..., ...}: the names of the command line, without hyphens."""
     return _flatten(dataclasses.asdict(config))
+
+
+def differences(file: Path, config: Any) -> dict[str, tuple[Any, Any]]:
+    """Options whose values in a run's config.toml are not those of `config`: (there, here)."""
+    here = {name: value for name, value in flat(config).items() if name not in _ONCE}
+    there = flat(parse(type(config), ["--config", str(file)]))
+    return {name: (there[name], value) for name, value in here.items() if there[name] != value}
 
 
 def as_arguments(values: dict[str, Any]) -> list[str]:

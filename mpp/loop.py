@@ -121,12 +121,16 @@ def share_of(train: Train, accelerator: Accelerator) -> Share:
     return Share(train.batch_size, accelerator.process_index, accelerator.num_processes, train.accumulate)
 
 
+def named_folder(output: str | None, command: str) -> Path:
+    """--output, or a new name, the same on all processes."""
+    return Path(broadcast_object_list([output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"])[0])
+
+
 def prepare_output(output: str | None, command: str, resume: bool, accelerator: Accelerator) -> Path:
     """The run's folder, the same on all processes. Raises UserError if it holds a run that is not to be resumed."""
     if output is None and resume:
         raise UserError("--resume goes on with the run in --output; name that folder")
-    named = [output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"]
-    folder = Path(broadcast_object_list(named)[0])
+    folder = named_folder(output, command)
     if not resume:
         refuse_to_overwrite(folder)
     accelerator.wait_for_everyone()  # before the main process writes into it

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mpp.config import Optim
@@ -19,14 +19,20 @@ def scaled_lr(optim: Optim, batch_size: int) -> float:
 
 
 def build_optimizer(model: nn.Module, optim: Optim, batch_size: int) -> Optimizer:
-    """SGD, Adam or AdamW over a model's parameters; only the weights of linear layers decay."""
+    """--optim.name over a model's parameters; only the weights of linear layers decay."""
     lr = scaled_lr(optim, batch_size)
     groups = parameter_groups(model, optim.weight_decay, getattr(optim, "layer_decay", 1.0))
     for group in groups:
         group["lr"] = lr * group.pop("lr_scale")
+    matrices = [group for group in groups if group.pop("matrices")]
     # fused: one pass over all weights instead of one kernel a tensor
     if optim.name == "sgd":
         return SGD(groups, lr=lr, momentum=optim.betas[0], fused=True)
+    if optim.name == "muon":
+        others = [group for group in groups if not any(group is one for one in matrices)]
+        # Muon's updates scaled to the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both
+        muon = Muon(matrices, lr=lr, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        return Together([muon, AdamW(others, lr=lr, betas=optim.betas, fused=True)])
     return {"adam": Adam, "adamw": AdamW}[optim.name](groups, lr=lr, betas=optim.betas, fused=True)
 
 
@@ -35,23 +41,20 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
     With `layer_decay` below 1, block i of L (from 1) learns at the share layer_decay ** (L + 1 - i), "lr_scale"; the
     embeddings come before the first block, the last norm and the head after the last (BEiT, arXiv 2106.08254).
+    "matrices" are the weights of the blocks' linear layers, which Muon is for.
     """
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     depth = len(getattr(getattr(model, "vit", model), "blocks", ()))
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_of(name, depth) if layer_decay < 1 else depth + 1
-        key = (layer, id(parameter) in decayed)
-        groups.setdefault(
-            key,
-            {
-                "params": [],
-                "weight_decay": weight_decay if key[1] else 0.0,
-                "lr_scale": layer_decay ** (depth + 1 - layer),
-            },
-        )["params"].append(parameter)
+        layer, decays = layer_of(name, depth), id(parameter) in linear
+        scale = layer_decay ** (depth + 1 - layer)
+        matrices = decays and 0 < layer <= depth
+        group = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "matrices": matrices}
+        key = (layer if layer_decay < 1 else 0, decays, matrices)
+        groups.setdefault(key, group | {"params": []})["params"].append(parameter)
     return list(groups.values())
 
 
@@ -61,6 +64,36 @@ def layer_of(name: str, depth: int) -> int:
     if parts[0] == "blocks":
         return int(parts[1]) + 1
     return depth + 1 if parts[0] in ("norm", "head") else 0
+
+
+class Together(Optimizer):
+    """Several optimisers as one, for a loop, a schedule and a checkpoint that know of one."""
+
+    def __init__(self, optimizers: list[Optimizer]) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]
+        return {key: value for optimizer in self.optimizers for key, value in optimizer.state.items()}
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
 
 
 def schedule(optimizer: Optimizer, peaks: list[float], optim: Optim, steps: int, done: int = 0) -> LambdaLR:

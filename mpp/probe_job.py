@@ -16,7 +16,7 @@ from torch import Tensor
 from mpp.config import LinearProbe, write_toml
 from mpp.errors import UserError
 from mpp.images import Images
-from mpp.labelled import draw_labels, hold_out, open_labelled
+from mpp.labelled import at_most, draw_labels, hold_out, open_labelled
 from mpp.loader import eval_loader, no_draws
 from mpp.loop import prepare_output, readable, workers_of
 from mpp.models import downstream_vit
@@ -48,6 +48,7 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     layers = probe_layers(config.probe.layer, vit.depth)
     with accelerator.main_process_first():
         train, test = open_labelled(config.data, vit.img_size, config.seed)
+    test = at_most(test, config.probe.eval_images)
     classes = len(train.label_names or [])
     unreadable: dict[str, str] = {}
     x, y = features_of(train, vit, layers, config, accelerator, unreadable)

@@ -1,0 +1,336 @@
+"""The report of a comparison: means with confidence intervals, paired differences, a verdict, plots."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import html
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+from mpp.config import Compare
+
+FINE_TUNED = "fine-tuned"
+PAPER = (
+    "For comparison, the ViT paper (arXiv 2010.11929, section 4.6; ViT-B/16, ImageNet top-1 after fine-tuning): masked "
+    "patch prediction 79.9 %, from scratch 77.9 %, supervised pretraining on JFT-300M about 84 %."
+)
+Block = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number: what `protocol` gave for an arm with so many labels and a seed (accuracies in 0..1)."""
+
+    arm: str
+    protocol: str
+    labels: int
+    seed: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an arm took; None where it is not known."""
+
+    arm: str
+    pretraining_images: int | None
+    pretraining_seconds: float | None
+    pretraining_flops: float | None
+    finetuning_images: int
+    finetuning_flops: float
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half the width of its 95 % confidence interval (Student's t); None from a single value."""
+    if len(values) < 2:
+        return values[0], None
+    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values), float(half)
+
+
+def of(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> list[float]:
+    """The values of one cell of the table, in the order of seeds."""
+    cell = [f for f in findings if (f.arm, f.protocol, f.labels) == (arm, protocol, labels)]
+    return [f.value for f in sorted(cell, key=lambda f: f.seed)]
+
+
+def difference(
+    findings: Iterable[Finding], arm: str, other: str, protocol: str, labels: int
+) -> tuple[float, float | None]:
+    """How far `arm` is above `other`, paired by seed: mean and half its interval."""
+    mine, theirs = of(findings, arm, protocol, labels), of(findings, other, protocol, labels)
+    return interval([a - b for a, b in zip(mine, theirs, strict=True)])
+
+
+def verdict(findings: list[Finding], labels: int, classes: int) -> str:
+    """One sentence on fine-tuning with so many labels."""
+    gain, half = difference(findings, "MPP", "scratch", FINE_TUNED, labels)
+    behind, half_behind = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
+    if half is None:
+        says = f"With {labels:,} labels, MPP is {points(gain)} points from scratch (one seed: no interval)"
+    elif abs(gain) <= half:
+        says = f"With {labels:,} labels, MPP and scratch cannot be told apart ({points(gain, half)} points)"
+    else:
+        does = "beats" if gain > 0 else "is behind"
+        says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
+    if half_behind is not None and abs(behind) <= half_behind:
+        says += f", and cannot be told apart from supervised pretraining ({points(behind, half_behind)})"
+    else:
+        stands = "ahead of" if behind > 0 else "behind"
+        says += f", and is {points(abs(behind), half_behind)} {stands} supervised pretraining"
+    return says + f"; chance is {100 / classes:.1f} %."
+
+
+def points(value: float, half: float | None = None) -> str:
+    """A share as percentage points: "3.1 +- 0.4"."""
+    return f"{100 * value:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def write_report(
+    output: Path,
+    config: Compare,
+    findings: list[Finding],
+    costs: dict[str, Cost],
+    curves: dict[tuple[str, str, int], list[tuple[int, float]]],
+    details: dict[str, tuple[Path, dict[str, float]]],
+) -> str:
+    """Write report.md, report.html, results.csv and plots/; returns what the terminal shows.
+
+    `curves` are held-out accuracies by (arm, labels, seed); `details` a fine-tuned run of each arm and its accuracy of
+    each class.
+    """
+    (output / "plots").mkdir(parents=True, exist_ok=True)
+    arms = list(costs)
+    counts = sorted({f.labels for f in findings if f.protocol == FINE_TUNED})
+    classes = len(next(iter(details.values()))[1])
+    verdicts = [verdict(findings, labels, classes) for labels in counts]
+    plots = {
+        "accuracy.png": draw_accuracy(findings, arms, counts),
+        "gain.png": draw_gain(findings, arms, counts),
+        "curves.png": draw_curves(curves, arms),
+    }
+    for name, figure in plots.items():
+        figure.savefig(output / "plots" / name, dpi=110)
+    with (output / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in dataclasses.fields(Finding)])
+        writer.writerows(dataclasses.astuple(finding) for finding in findings)
+
+    seeds = ", ".join(map(str, config.seeds))
+    tuned = table_of(findings, arms, [(FINE_TUNED, labels) for labels in counts])
+    frozen = table_of(
+        findings, arms, list(dict.fromkeys((f.protocol, f.labels) for f in findings if f.protocol != FINE_TUNED))
+    )
+    blocks: list[Block] = [
+        ("h1", "What did pretraining buy?"),
+        *(("p", sentence) for sentence in verdicts),
+        ("p", PAPER),
+        ("h2", "Fine-tuned"),
+        ("p", f"Held-out top-1 in %: mean over seeds {seeds} ± half the 95 % confidence interval."),
+        ("table", tuned),
+        ("figure", (output / "plots" / "accuracy.png", "Accuracy against labels, with 95 % confidence intervals")),
+        ("figure", (output / "plots" / "gain.png", "Gain over scratch, paired by seed")),
+        ("figure", (output / "plots" / "curves.png", "Learning curves: mean over seeds of held-out accuracy")),
+        ("h2", "Frozen features"),
+        ("p", "The backbone as it came; of scratch, random weights. Penalties are chosen on a fifth of the labels."),
+        ("table", frozen),
+        ("h2", "What it cost"),
+        ("table", cost_table(costs)),
+        ("h2", "What is equal, and what is not"),
+        ("p", fairness(config)),
+        ("h2", f"Class by class, with {counts[-1]:,} labels, seed {config.seeds[0]}"),
+        ("table", class_table(details)),
+    ]
+    for arm, (folder, _) in details.items():
+        if picture := max((folder / "samples").glob("confusion*.png"), default=None):
+            blocks.append(("figure", (picture, f"Confusion of {arm}")))
+    (output / "report.md").write_text(as_markdown(blocks, output), encoding="utf-8")
+    (output / "report.html").write_text(as_html(blocks), encoding="utf-8")
+    shown: list[Block] = [("table", tuned), ("table", frozen), *(("p", sentence) for sentence in verdicts)]
+    return f"\n{as_markdown(shown, output)}\nReport: {output / 'report.html'}"
+
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int]]) -> Table:
+    """Arms in columns, and what MPP is above the others."""
+    others = [arm for arm in arms if arm != "MPP"]
+    header = ["", *arms, *(f"MPP - {arm}" for arm in others)]
+    body = []
+    for protocol, labels in rows:
+        scale = 0.01 if protocol == "effective rank" else 1.0  # a number, not a share
+        cells = [interval([scale * v for v in of(findings, arm, protocol, labels)]) for arm in arms]
+        gaps = [difference(findings, "MPP", arm, protocol, labels) for arm in others]
+        shown = [points(*cell) for cell in cells]
+        shown += [points(scale * gap, None if half is None else scale * half) for gap, half in gaps]
+        body.append([f"{protocol}, {labels:,} labels", *shown])
+    return header, body
+
+
+def cost_table(costs: dict[str, Cost]) -> Table:
+    """Images, seconds and floating-point operations."""
+    header = ["", "pretraining: images", "seconds", "PFLOPs", "each fine-tuning: images", "PFLOPs"]
+    rows = []
+    for arm, cost in costs.items():
+        known = cost.pretraining_images is not None
+        rows.append(
+            [
+                arm,
+                f"{cost.pretraining_images:,}" if known else "not known",
+                "-" if cost.pretraining_seconds is None else f"{cost.pretraining_seconds:,.0f}",
+                "-" if cost.pretraining_flops is None else f"{cost.pretraining_flops / 1e15:.3g}",
+                f"{cost.finetuning_images:,}",
+                f"{cost.finetuning_flops / 1e15:.3g}",
+            ]
+        )
+    return header, rows
+
+
+def class_table(details: dict[str, tuple[Path, dict[str, float]]]) -> Table:
+    """Accuracy of every class, in %."""
+    names = list(dict.fromkeys(name for _, accuracies in details.values() for name in accuracies))
+    rows = [[name, *(points(found[name]) if name in found else "-" for _, found in details.values())] for name in names]
+    return ["class", *details], rows
+
+
+def fairness(config: Compare) -> str:
+    """What the arms share."""
+    pretrain, tune = config.pretrain, config.finetune
+    grid = (
+        f"peak learning rate chosen from {', '.join(map(str, tune.optim.lr_grid))} on a fifth of the labels, arm by arm"
+        if tune.optim.lr_grid
+        else f"the same learning rate {tune.optim.lr:g} for all, tuned for none"
+    )
+    here = (
+        f"Arms that are pretrained here get {pretrain.train.steps:,} steps of {pretrain.train.batch_size} images of "
+        f"{pretrain.data.path}, and the same model, augmentation and optimiser ({pretrain.optim.name}, lr "
+        f"{pretrain.optim.lr:g}); the supervised one sees labels"
+        + (f" ({pretrain.data.label_column})" if pretrain.data.label_column else "")
+        + ", which masked patch prediction does not. A backbone that was given has the budget of its own run, above. "
+    )
+    return (
+        f"{here}Each fine-tuning takes {tune.train.steps:,} steps of {tune.train.batch_size} with {tune.optim.name}, "
+        f"{grid}; {tune.model.pool} pooling; the same labels, order and augmentation for all arms of a seed. Scratch has "
+        f"no pretraining, so its total budget is smaller. There is one pretraining of each kind: intervals are over "
+        f"fine-tunings alone (and the weights of scratch). Accuracies are those after the last step; nothing was "
+        f"chosen by them."
+    )
+
+
+def draw_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
+    """Accuracy against labels."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for arm in arms:
+        cells = [interval(of(findings, arm, FINE_TUNED, labels)) for labels in counts]
+        axes.errorbar(
+            counts, [100 * m for m, _ in cells], [100 * (h or 0) for _, h in cells], label=arm, marker="o", capsize=4
+        )
+    axes.set(
+        xscale="log", xlabel="labels", ylabel="held-out top-1, %", xticks=counts, xticklabels=[f"{n:,}" for n in counts]
+    )
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def draw_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
+    """Points above scratch, side by side at each label count."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    others = [arm for arm in arms if arm != "scratch"]
+    width = 0.8 / len(others)
+    for k, arm in enumerate(others):
+        cells = [difference(findings, arm, "scratch", FINE_TUNED, labels) for labels in counts]
+        places = [i + (k - (len(others) - 1) / 2) * width for i in range(len(counts))]
+        heights, errors = [100 * m for m, _ in cells], [100 * (h or 0) for _, h in cells]
+        axes.bar(places, heights, width, yerr=errors, label=arm, capsize=4, color=f"C{k + 1}")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(
+        xlabel="labels",
+        ylabel="points above scratch",
+        xticks=range(len(counts)),
+        xticklabels=[f"{n:,}" for n in counts],
+    )
+    axes.legend()
+    return figure
+
+
+def draw_curves(curves: dict[tuple[str, str, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
+    """Held-out accuracy while fine-tuning, one panel for each label count, mean over seeds."""
+    counts = list(dict.fromkeys(labels for _, labels, _ in curves))
+    figure = Figure(figsize=(3.6 * len(counts) + 1, 3.6), layout="constrained")
+    for axes, labels in zip(figure.subplots(1, len(counts), squeeze=False, sharey=True)[0], counts, strict=True):
+        for k, arm in enumerate(arms):
+            runs = [curve for (name, count, _), curve in curves.items() if (name, count) == (arm, labels)]
+            steps = [step for step, _ in runs[0]]
+            means = [100 * statistics.fmean(value for _, value in at) for at in zip(*runs, strict=True)]
+            axes.plot(steps, means, label=arm, marker=".", color=f"C{k}")
+        axes.set(title=f"{labels} labels", xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("held-out top-1, %")
+    figure.axes[0].legend()
+    return figure
+
+
+def as_markdown(blocks: list[Block], folder: Path) -> str:
+    """Blocks as Markdown, pictures by their path from `folder`."""
+    lines = []
+    for kind, content in blocks:
+        if kind == "table":
+            header, rows = content
+            lines += [" | ".join(["", *header, ""]).strip(), "|" + "---|" * len(header)]
+            lines += [" | ".join(["", *row, ""]).strip() for row in rows]
+        elif kind == "figure":
+            path, caption = content
+            lines.append(f"![{caption}]({path.relative_to(folder).as_posix()})")
+        else:
+            lines.append({"h1": "# ", "h2": "## "}.get(kind, "") + content)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_html(blocks: list[Block]) -> str:
+    """Blocks as one HTML file that needs no other."""
+    parts = []
+    for kind, content in blocks:
+        if kind == "table":
+            header, rows = content
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        elif kind == "figure":
+            path, caption = content
+            data = base64.b64encode(path.read_bytes()).decode()
+            text = html.escape(caption)
+            parts.append(
+                f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+            )
+        else:
+            parts.append(f"<{kind}>{html.escape(content)}</{kind}>")
+    return _PAGE.replace("BODY", "\n".join(parts))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>What did pretraining buy?</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #666; font-size: .9rem; }
+</style></head><body>
+BODY
+</body></html>
+"""
