@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mpp.corrupt import Corruption as Corruption
     from mpp.corrupt import draw_corruption as draw_corruption
     from mpp.images import load_images as load_images
+    from mpp.models import Classifier as Classifier
     from mpp.models import MaskedPatchModel as MaskedPatchModel
     from mpp.targets import make_target as make_target
     from mpp.vit import VARIANTS as VARIANTS
@@ -18,12 +19,22 @@ _HOMES = {
     "ViT": "vit",
     "VARIANTS": "vit",
     "MaskedPatchModel": "models",
+    "Classifier": "models",
     "Corruption": "corrupt",
     "draw_corruption": "corrupt",
     "make_target": "targets",
     "load_images": "images",
 }
-__all__ = ["VARIANTS", "Corruption", "MaskedPatchModel", "ViT", "draw_corruption", "load_images", "make_target"]
+__all__ = [
+    "VARIANTS",
+    "Classifier",
+    "Corruption",
+    "MaskedPatchModel",
+    "ViT",
+    "draw_corruption",
+    "load_images",
+    "make_target",
+]
 
 
 def __getattr__(name: str) -> Any:  # on first use, so that `--help` does not wait for torch

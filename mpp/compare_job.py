@@ -36,7 +36,8 @@ from mpp.corrupt import draw_corruption
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.finetune_job import run_finetuning, run_supervised
-from mpp.labelled import open_measured
+from mpp.images import Images
+from mpp.labelled import open_labelled
 from mpp.loop import named_folder
 from mpp.models import Classifier, MaskedPatchModel, build_vit, downstream_vit
 from mpp.pretrain_job import run_pretraining
@@ -90,6 +91,7 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     """Do what is missing, then write the report; returns its folder, or None if a signal or --dry-run ended it."""
     output = named_folder(config.output, "compare")
     adopt(config)
+    images = open_downstream(config)
     arms = arms_of(config, output)
     probes = {(arm.name, seed): probe_piece(config, arm, seed, output) for arm in arms for seed in config.seeds}
     tunings = {
@@ -118,7 +120,7 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
             return None
     if accelerator.is_main_process:
         findings = [*probe_findings(probes), *tuning_findings(tunings)]
-        costs = {arm.name: cost_of(arm, config) for arm in arms}
+        costs = {arm.name: cost_of(arm, config, images.label_names or []) for arm in arms}
         curves = {key: learning_curve(piece) for key, piece in tunings.items()}
         last = config.labels[-1]
         details = {arm.name: tunings[arm.name, last, config.seeds[0]] for arm in arms}
@@ -147,6 +149,20 @@ def run_piece(piece: Piece, accelerator: Accelerator) -> None:
         run_probe(config, accelerator)
     else:
         run_finetuning(config, accelerator)
+
+
+def open_downstream(config: Compare) -> Images:
+    """The training images of the downstream task. Raises UserError, before anything is trained, if it has no labels or
+    too few."""
+    size = height_width(config.finetune.model.img_size or config.pretrain.model.img_size)
+    images, _ = open_labelled(LabelledData(**dataclasses.asdict(config.data)), size, seed=0)
+    for labels in config.labels:
+        if labels != "all" and not len(images.label_names or []) <= int(labels) <= len(images):
+            raise UserError(
+                f"--labels {labels} must be from {len(images.label_names or [])} (one a class) to {len(images):,}"
+            )
+    config.probe_labels = min(config.probe_labels, len(images))
+    return images
 
 
 def adopt(config: Compare) -> None:
@@ -284,10 +300,9 @@ def seconds_an_image(vit: ViT, batch: int = 32) -> tuple[float, float]:
     return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))
 
 
-def cost_of(arm: Arm, config: Compare) -> Cost:
+def cost_of(arm: Arm, config: Compare, classes: list[str]) -> Cost:
     """What an arm took: pretraining, where its run says so, and fine-tuning at one label count."""
     tune, tuned = config.finetune.train, build_vit(model_of(config, Arm("scratch", "scratch")))
-    classes = open_measured(config.data, tuned.img_size).label_names or []
     tuning_flops = tune.steps * tune.batch_size * flops_an_image(Classifier(tuned, classes))
     folder = Path(arm.init)
     if arm.init == "scratch" or not (folder / "result.json").exists():

@@ -147,7 +147,7 @@ class LabelledAugment(Augment):
 class Optim:
     """How the weights change."""
 
-    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "muon"] = "muon"
     """adam is the paper's; adamw decays weights apart from the gradient; muon learns most from few steps (with adamw
     for all but the blocks' matrices); sgd, to fine-tune, has momentum betas[0]."""
     lr: float = 3e-3
@@ -170,6 +170,8 @@ class Optim:
 class FineTuneOptim(Optim):
     """How the weights change."""
 
+    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """adamw and adam; sgd, the paper's, has momentum betas[0]; muon (with adamw) learns most from few steps."""
     lr: float = 1e-3
     """Peak learning rate."""
     layer_decay: float = 1.0

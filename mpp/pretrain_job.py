@@ -22,6 +22,7 @@ from mpp.images import Images, load_images, split_names
 from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
 from mpp.loop import Outcome, how_to_resume, prepare_output, readable, share_of, to_device, train, workers_of
 from mpp.models import MaskedPatchModel, build_vit
+from mpp.quick_probe import QuickProbe
 from mpp.records import finish, write_folder
 from mpp.streams import Positions, Stream, held_out, is_stream, stream_loader
 from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
@@ -51,6 +52,7 @@ class PretrainJob:
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
         self.train_images, self.eval_images = open_splits(config, self.size)
         self.unreadable: dict[str, str] = {}
+        self.probe = QuickProbe(config, accelerator, self.unreadable) if config.eval.probe else None
         self.workers = workers_of(config.data, accelerator)
         c = config.corrupt
         self.draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
@@ -110,7 +112,8 @@ class PretrainJob:
                 count += torch.bincount(cell.flatten(), minlength=self.target.num_bins)
         sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
         loss, accuracy, neighbours = (sums[:3] / sums[3]).tolist()
-        return {
+        probed = self.probe(model.vit) if self.probe else {}  # type: ignore[arg-type]
+        return probed | {
             "loss": loss,
             "bin_accuracy": accuracy,
             "baseline_majority": (counts.amax(-1).sum() / counts.sum()).item(),
@@ -245,6 +248,10 @@ def closing_summary(config: Pretrain, job: PretrainJob, output: Path, outcome: O
         if model > max(neighbours, majority)
         else "It has not beaten both guesses yet: train for more --train.steps, or with another --optim.lr."
     )
+    probed = (
+        f"On frozen features, {config.eval.probe} is told right by ridge regression {m.get('eval/probe_top1', 0):.1%}, "
+        f"by nearest neighbours {m.get('eval/knn_top1', 0):.1%}."
+    )
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
         f"the colours of corrupted patches of {len(job.eval_images):,} held-out images are told right by",
@@ -252,6 +259,7 @@ def closing_summary(config: Pretrain, job: PretrainJob, output: Path, outcome: O
         f"  the nearest visible      {neighbours:6.1%}",
         f"  the model                {model:6.1%}",
         learnt,
+        *([probed] if config.eval.probe else []),
         f"Pictures: {output / 'samples'}    Curves: tensorboard --logdir {output.parent}",
         f"Next:     accelerate launch recipes/linear_probe.py --init {output}"
         + (" --data.labels 2000" if config.data.path == "shapes" else " --data.path LABELLED_IMAGES"),

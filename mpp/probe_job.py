@@ -21,6 +21,7 @@ from mpp.loader import eval_loader, no_draws
 from mpp.loop import prepare_output, readable, workers_of
 from mpp.models import downstream_vit
 from mpp.probes import (
+    FEW_SHOT_PENALTY,
     Scaler,
     choose_penalty,
     effective_rank,
@@ -29,6 +30,7 @@ from mpp.probes import (
     logistic_regression,
     one_vs_rest,
     ridge,
+    ridge_top1,
     top_k,
 )
 from mpp.records import finish
@@ -36,7 +38,6 @@ from mpp.vit import ViT
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of logistic regression, a sample
 RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of ridge regression on all labels, in all
-FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, in all: big_vision's evaluators/fewshot_lsr.py
 
 
 def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int
     """The place in `features` of the layer whose ridge regression is best on a fifth of the training labels."""
     rest, held = hold_out(labels.numpy(), seed)
     accuracies = [
-        _ridge_top1(layer[rest], labels[rest], layer[held], labels[held], classes, FEW_SHOT_PENALTY)
+        ridge_top1(layer[rest], labels[rest], layer[held], labels[held], classes, FEW_SHOT_PENALTY)
         for layer in features
     ]
     return int(np.argmax(accuracies))
@@ -143,7 +144,7 @@ def few_shot_scores(
         accuracies = []
         for draw in range(config.probe.draws):
             chosen = torch.from_numpy(draw_labels(y.numpy(), shots * classes, config.seed, draw))
-            accuracies.append(_ridge_top1(x[chosen], y[chosen], test_x, test_y, classes, FEW_SHOT_PENALTY))
+            accuracies.append(ridge_top1(x[chosen], y[chosen], test_x, test_y, classes, FEW_SHOT_PENALTY))
         found[f"eval/few_shot_{shots}_top1"] = float(np.mean(accuracies))
         found[f"eval/few_shot_{shots}_top1_std"] = float(np.std(accuracies, ddof=len(accuracies) > 1))
 
@@ -151,13 +152,7 @@ def few_shot_scores(
         return ridge(some_x, one_vs_rest(some_y, classes), penalty)
 
     penalty, _ = choose_penalty(fit, Scaler.of(x)(x), y, RIDGE_PENALTIES, config.seed)
-    return found | {"eval/ridge_top1": _ridge_top1(x, y, test_x, test_y, classes, penalty), "ridge_penalty": penalty}
-
-
-def _ridge_top1(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, penalty: float) -> float:
-    scaler = Scaler.of(x)
-    weights, biases = ridge(scaler(x), one_vs_rest(y, classes), penalty)
-    return top_k(scaler(test_x) @ weights + biases, test_y)
+    return found | {"eval/ridge_top1": ridge_top1(x, y, test_x, test_y, classes, penalty), "ridge_penalty": penalty}
 
 
 def summary(config: LinearProbe, result: dict[str, Any], output: Path) -> str:

@@ -22,6 +22,8 @@ from mpp.loader import Batch
 from mpp.models import pool_tokens
 from mpp.vit import ViT
 
+FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, in all: big_vision's evaluators/fewshot_lsr.py
+
 
 @torch.no_grad()
 def extract(
@@ -119,6 +121,13 @@ def ridge(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Te
     else:
         weights = x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(x.shape[0], dtype=x.dtype), y)
     return weights.to(features.dtype), (y_mean - x_mean @ weights).to(features.dtype)
+
+
+def ridge_top1(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, penalty: float) -> float:
+    """Top-1 on test features of ridge regression onto {-1, +1}, with features scaled by those that it is fitted on."""
+    scaler = Scaler.of(x)
+    weights, biases = ridge(scaler(x), one_vs_rest(y, classes), penalty)
+    return top_k(scaler(test_x) @ weights + biases, test_y)
 
 
 def one_vs_rest(labels: Tensor, classes: int) -> Tensor:

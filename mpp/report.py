@@ -219,9 +219,9 @@ def fairness(config: Compare) -> str:
     )
     return (
         f"{here}Each fine-tuning takes {tune.train.steps:,} steps of {tune.train.batch_size} with {tune.optim.name}, "
-        f"{grid}; {tune.model.pool} pooling; the same labels, order and augmentation for all arms of a seed. Scratch has "
-        f"no pretraining, so its total budget is smaller. There is one pretraining of each kind: intervals are over "
-        f"fine-tunings alone (and the weights of scratch). Accuracies are those after the last step; nothing was "
+        f"{grid}; {tune.model.pool} pooling; the same labels, order and augmentation for all arms of a seed. Scratch "
+        f"has no pretraining, so its total budget is smaller. There is one pretraining of each kind, so intervals are "
+        f"over fine-tunings alone (and the weights of scratch). Accuracies are those after the last step; nothing was "
         f"chosen by them."
     )
 

@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from mpp import ViT
 from mpp.config import LabelledData
 from mpp.errors import UserError
-from mpp.probe_job import open_labelled
-from mpp.probes import draw_labels, effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k
+from mpp.labelled import draw_labels, hold_out, open_labelled
+from mpp.probes import effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k
 from recipes.linear_probe import main
 from tests.test_pretrain import launch_file, reset_accelerate, two_processes
 
@@ -76,6 +76,14 @@ def test_labels_are_drawn_evenly_over_the_classes_and_by_the_seed():
     assert np.bincount(labels[draw_labels(labels, 12, 0)]).tolist() == [4, 4, 4]
     assert np.array_equal(chosen, draw_labels(labels, 30, seed=0))
     assert not np.array_equal(chosen, draw_labels(labels, 30, seed=1))
+
+
+def test_a_fifth_of_every_class_is_held_out():
+    labels = np.repeat([0, 1, 2], [50, 100, 250])
+    rest, held = hold_out(labels, seed=0)
+    assert sorted([*rest, *held]) == list(range(400))
+    assert len(held) == 80
+    assert len(np.unique(labels[held])) == 3
 
 
 def test_top_k_counts_labels_among_the_highest_scores():

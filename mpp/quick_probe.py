@@ -1,0 +1,61 @@
+"""Does pretraining help yet? Frozen features judged at every evaluation, at a small part of its time."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mpp.augment import normalise
+from mpp.config import LabelledData, Pretrain, height_width
+from mpp.images import Images
+from mpp.labelled import at_most, draw_labels, open_labelled
+from mpp.loader import Subset, eval_loader, no_draws
+from mpp.loop import readable
+from mpp.models import pool_tokens
+from mpp.probes import FEW_SHOT_PENALTY, effective_rank, knn, ridge_top1, top_k
+
+FIT, MEASURE = 400, 800  # images: 2 seconds of the nano model on two CPU cores
+
+
+class QuickProbe:
+    """A few labelled images of --eval.probe, decoded once, and what the features of the day tell of them."""
+
+    def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str]) -> None:
+        self.config, self.accelerator = config, accelerator
+        data = LabelledData(path=config.eval.probe or "", label_column=config.eval.probe_label_column)
+        train, test = open_labelled(data, height_width(config.model.img_size), seed=0)
+        self.classes = len(train.label_names or [])
+        if len(train) > (count := max(FIT, self.classes)):
+            train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed=0))
+        self.fit, self.fit_labels = self._decoded(train, unreadable)
+        self.test, self.test_labels = self._decoded(at_most(test, MEASURE), unreadable)
+
+    def __call__(self, vit: nn.Module) -> dict[str, float]:
+        """Top-1 of ridge regression and of k-NN, and the features' effective rank; the same on all processes."""
+        x, test_x = self._features(vit, self.fit), self._features(vit, self.test)
+        votes = knn(x, self.fit_labels, test_x, self.classes)
+        return {
+            "probe_top1": ridge_top1(x, self.fit_labels, test_x, self.test_labels, self.classes, FEW_SHOT_PENALTY),
+            "knn_top1": top_k(votes, self.test_labels),
+            "effective_rank": effective_rank(test_x),
+        }
+
+    def _decoded(self, images: Images, unreadable: dict[str, str]) -> tuple[Tensor, Tensor]:
+        loader = eval_loader(
+            images,
+            height_width(self.config.model.img_size),
+            no_draws,
+            batch_size=self.config.eval.batch_size,
+            labels=True,
+        )
+        batches = list(readable(loader, self.config.data.on_error, unreadable))
+        return torch.cat([batch["images"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+    def _features(self, vit: nn.Module, images: Tensor) -> Tensor:
+        parts = []
+        for part in images.split(self.config.eval.batch_size):
+            with self.accelerator.autocast():
+                tokens = vit(normalise(part.to(self.accelerator.device)))
+            parts.append(pool_tokens(tokens, "mean").float().cpu())
+        return torch.cat(parts)

@@ -1,0 +1,292 @@
+"""Training on labels: the commands as a user runs them, and the pieces they stand on against independent references."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+
+from mpp import Classifier, ViT
+from mpp.augment import mixed, randaugmented
+from mpp.config import FineTuneOptim, Optim
+from mpp.errors import UserError
+from mpp.loop import running_mean, start_accelerator
+from mpp.models import load_classifier
+from mpp.optim import build_optimizer
+from mpp.predictions import Predictions, rank_of
+from mpp.records import read_metrics
+from recipes.finetune import main as finetune
+from recipes.supervised import main as supervised
+from tests.test_pretrain import launch_file, losses, reset_accelerate, two_processes, without_speeds
+
+SHAPE = ["--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"]
+SMALL = [
+    *("--train.steps", "6", "--train.batch-size", "8", "--train.checkpoint-every", "2", "--optim.warmup-steps", "2"),
+    *("--eval.every", "3", "--eval.images", "60", "--train.log-every", "1", "--data.labels", "40"),
+]
+
+
+def run(command, output: Path, *options: str) -> dict:
+    """Run a command in this process; returns its result.json."""
+    reset_accelerate()
+    command([*SMALL, "--output", str(output), *options])
+    return json.loads((output / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A finished fine-tuning from scratch, in its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    run(finetune, folder, *SHAPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """An exported backbone of random weights, for images of 16 x 16."""
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    ViT("nano", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2).save_pretrained(folder)
+    return folder
+
+
+def test_a_fine_tuning_leaves_the_files_of_the_contract(tuned):
+    names = {path.name for path in tuned.iterdir()}
+    assert names == {
+        *("config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "backbone", "classifier", "samples"),
+        "result.json",
+    }
+    lines = read_metrics(tuned)
+    assert {"eval/top1", "eval/top5", "eval/loss", "train/loss", "train/top1"} <= set(lines[2])
+    result = json.loads((tuned / "result.json").read_text())
+    assert result["eval/top1"] == lines[-1]["eval/top1"]
+    assert (result["labels"], result["classes"], result["eval_images"], result["init"]) == (40, 8, 60, "scratch")
+    assert Image.open(next((tuned / "samples").glob("confusion_*.png"))).size > (300, 200)
+
+
+def test_class_accuracies_add_up_to_the_whole(tuned, tmp_path):
+    file = tmp_path / "deep" / "predictions.csv"
+    result = run(finetune, tmp_path / "eval", "--init", str(tuned), "--eval-only", "--export-predictions", str(file))
+    with file.open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == 60
+    right = np.array([row["label"] == row["predicted"] for row in rows])
+    assert right.mean() == pytest.approx(result["eval/top1"])
+    for name, accuracy in result["per_class_top1"].items():
+        mine = np.array([row["label"] == name for row in rows])
+        assert right[mine].mean() == pytest.approx(accuracy)
+    assert rows[0]["image"].startswith("shapes, test, scene")
+    assert all(0 < float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_a_saved_model_measured_again_gives_the_run_s_own_numbers(tuned, tmp_path):
+    file = tmp_path / "predictions.parquet"
+    again = run(finetune, tmp_path / "eval", "--init", str(tuned), "--eval-only", "--export-predictions", str(file))
+    result = json.loads((tuned / "result.json").read_text())
+    for name in ("eval/top1", "eval/top5", "eval/loss", "per_class_top1"):
+        assert again[name] == result[name]
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(file).num_rows == 60
+
+
+def test_a_folder_with_fewer_classes_in_another_order_is_measured_by_their_names(tuned, tmp_path):
+    model = load_classifier(str(tuned))
+    rng = np.random.default_rng(0)
+    for name in ("star", "disk"):  # the folder's classes 1 and 0 are the model's 3 and 0
+        for i in range(3):
+            path = tmp_path / "set" / "test" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    options = ["--init", str(tuned), "--eval-only", "--data.path", str(tmp_path / "set"), "--data.eval-split", "test"]
+    file = tmp_path / "p.csv"
+    result = run(finetune, tmp_path / "eval", *options, "--export-predictions", str(file))
+    assert set(result["per_class_top1"]) == {"star", "disk"}
+    with file.open() as handle:
+        assert [row["label"] for row in csv.DictReader(handle)] == ["disk"] * 3 + ["star"] * 3
+    assert model.classes.index("star") == 3
+
+    (tmp_path / "set" / "test" / "star").rename(tmp_path / "set" / "test" / "camel")
+    with pytest.raises(UserError, match="classes that the model does not know \\(camel\\)"):
+        run(finetune, tmp_path / "eval2", *options)
+
+
+def test_two_processes_measure_exactly_what_one_measures(tuned, tmp_path):
+    options = ["--init", str(tuned), "--eval-only", "--data.path", "shapes", "--eval.images", "1003"]
+    options += ["--eval.batch-size", "64"]
+    for name, launcher in (("one", None), ("two", two_processes())):
+        file = str(tmp_path / f"{name}.csv")
+        done = launch_file(
+            "recipes/finetune.py",
+            *options,
+            *("--output", str(tmp_path / name), "--export-predictions", file),
+            launcher=launcher,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert one["eval_images"] == 1003
+    assert one == two
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "two.csv").read_text()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    options = [*SMALL, *SHAPE, "--augment.mixup", "0.8", "--augment.cutmix", "1.0", "--augment.randaugment", "2"]
+    for name, launcher in (("one", None), ("two", two_processes())):
+        done = launch_file("recipes/finetune.py", *options, "--output", str(tmp_path / name), launcher=launcher)
+        assert done.returncode == 0, done.stderr
+    assert losses(read_metrics(tmp_path / "one")) == pytest.approx(losses(read_metrics(tmp_path / "two")), abs=1e-4)
+
+
+def test_a_resumed_fine_tuning_equals_one_that_was_never_cut(tmp_path):
+    modern = ["--train.average", "0.99", "--augment.mixup", "0.8", "--model.drop-path", "0.2", *SHAPE]
+    run(finetune, tmp_path / "whole", *modern)
+    run(finetune, tmp_path / "cut", *modern)
+    for name in ("result.json", "checkpoints/step_00000006"):
+        path = tmp_path / "cut" / name
+        path.unlink() if path.is_file() else __import__("shutil").rmtree(path)
+    run(finetune, tmp_path / "cut", "--resume", *modern)
+    whole, cut = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "cut")
+    assert without_speeds(cut) == without_speeds(whole)
+
+
+def test_the_head_starts_at_zero_and_learns(tmp_path):
+    result = run(
+        finetune,
+        tmp_path / "run",
+        *("--model.img-size", "16", "--data.label-column", "colour", "--data.labels", "400", "--eval.images", "300"),
+        *("--train.steps", "60", "--train.batch-size", "32", "--eval.every", "60", "--optim.lr", "3e-3"),
+    )
+    first = read_metrics(tmp_path / "run")[0]["train/loss"]
+    assert first == pytest.approx(np.log(8), abs=1e-4)  # all classes alike
+    assert result["eval/top1"] > 0.25  # chance is 0.125 +- 0.02
+
+
+def test_learning_rates_are_tried_on_training_labels_and_the_best_is_used(tmp_path):
+    result = run(finetune, tmp_path / "run", *SHAPE, "--optim.lr-grid", "1e-9", "3e-3", "--train.steps", "4")
+    assert set(result["lr_grid_top1"]) == {"1e-09", "0.003"}
+    assert result["lr"] == float(max(result["lr_grid_top1"], key=result["lr_grid_top1"].get))
+    trial = json.loads((tmp_path / "run" / "lr_grid" / "0.003" / "result.json").read_text())
+    assert trial["eval/top1"] == result["lr_grid_top1"]["0.003"]
+    assert len(read_metrics(tmp_path / "run")) == 4
+
+
+def test_a_backbone_trained_at_16_fine_tunes_at_24(backbone, tmp_path):
+    run(finetune, tmp_path / "run", "--init", str(backbone), "--model.img-size", "24")
+    assert load_classifier(str(tmp_path / "run")).vit.grid == (6, 6)
+    vit = ViT.from_pretrained(tmp_path / "run" / "backbone")
+    assert vit.pos_embed.shape == (1, 37, 32)
+
+
+def test_a_backbone_at_its_own_size_keeps_its_features(backbone):
+    images = torch.randn(2, 3, 16, 16)
+    before, after = ViT.from_pretrained(backbone).eval(), ViT.from_pretrained(backbone, img_size=16).eval()
+    assert torch.equal(before(images), after(images))
+    model = Classifier(after, ["a", "b"])
+    assert torch.equal(model(images), torch.zeros(2, 2))
+
+
+def test_a_shape_that_is_not_the_backbones_is_refused(backbone, tmp_path):
+    with pytest.raises(UserError, match=r"--model\.depth is only for --init scratch"):
+        run(finetune, tmp_path / "run", "--init", str(backbone), "--model.depth", "3")
+
+
+def test_supervised_pretraining_exports_a_backbone_that_fine_tunes(tmp_path):
+    result = run(supervised, tmp_path / "sup", *SHAPE, "--data.label-column", "colour")
+    assert result["command"] == "supervised"
+    model = load_classifier(str(tmp_path / "sup"))
+    assert [type(layer).__name__ for layer in model.head] == ["Linear", "Tanh", "Linear"]
+    tuned = run(finetune, tmp_path / "fine", "--init", str(tmp_path / "sup"))
+    assert tuned["backbone_parameters"] == result["backbone_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--eval-only"], "--eval-only measures a fine-tuned model; name its run with --init"),
+        (["--export-predictions", "p.txt"], "must end in .parquet or .csv"),
+        (["--optim.lr-grid", "0.1", "-1"], "--optim.lr-grid"),
+        (["--augment.mixup", "-1"], "--augment.mixup -1.0 must not be negative"),
+        (["--augment.mixup", "0.8", "--train.batch-size", "7"], "mix pairs of images"),
+        (["--train.average", "1"], "--train.average 1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, options, says):
+    with pytest.raises(UserError, match=says):
+        run(finetune, tmp_path / "run", *SHAPE, *options)
+
+
+def test_predictions_are_measured_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(500, 7)), rng.integers(0, 7, 500)
+    rank = rank_of(torch.from_numpy(labels), torch.from_numpy(scores)).numpy()
+    found = Predictions(np.arange(500), labels, scores.argmax(1), np.ones(500), rank, np.zeros(500))
+    assert found.metrics()["top1"] == pytest.approx((scores.argmax(1) == labels).mean())
+    assert found.metrics()["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+    assert np.array_equal(found.confusion(7), confusion_matrix(labels, scores.argmax(1)))
+
+
+def test_equal_scores_and_no_numbers_are_not_told_right():
+    labels = torch.tensor([0, 1, 2])
+    assert rank_of(labels, torch.zeros(3, 3)).tolist() == [0, 1, 2]
+    assert rank_of(labels, torch.full((3, 3), torch.nan)).tolist() == [3, 3, 3]
+
+
+def test_mixed_images_and_labels_share_their_weights():
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 8)
+    labels = F.one_hot(torch.arange(6)).float()
+    for mixup, cutmix in ((0.8, 0.0), (0.0, 1.0)):
+        mixed_images, weights = mixed(images, labels, mixup, cutmix, np.random.default_rng(3))
+        assert torch.allclose(weights.sum(1), torch.ones(6))
+        # each image stands for its number, so the weights say what the mean of the mixture is
+        assert torch.allclose(mixed_images.mean((1, 2, 3)), weights @ torch.arange(6.0), atol=1e-5)
+        pairs = weights.reshape(3, 2, 3, 2)
+        assert torch.allclose(pairs, pairs * torch.eye(3)[:, None, :, None])  # neighbours alone are mixed
+
+
+def test_randaugment_is_a_function_of_the_samples_generator():
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    state = torch.random.get_rng_state()
+    views = [randaugmented(image, 2, np.random.default_rng(seed)) for seed in range(8)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(np.array_equal(randaugmented(image, 2, np.random.default_rng(i)), views[i]) for i in range(8))
+    assert len({view.tobytes() for view in views}) > 4
+
+
+def test_layers_near_the_input_learn_slower():
+    vit = ViT("nano", img_size=16, patch_size=4, embed_dim=32, depth=3, num_heads=2)
+    model = Classifier(vit, ["a", "b"])
+    optimizer = build_optimizer(model, FineTuneOptim(lr=1.0, layer_decay=0.5), batch_size=32)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(block.mlp.fc1.weight)] for block in vit.blocks] == [0.125, 0.25, 0.5]
+    assert rates[id(vit.pos_embed)] == rates[id(vit.patch_embed.weight)] == 0.0625
+    assert rates[id(model.head[-1].weight)] == rates[id(vit.norm.weight)] == 1.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
+def test_every_parameter_learns_once_and_only_linear_weights_decay(name):
+    vit = ViT("nano", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2)
+    optimizer = build_optimizer(vit, Optim(name=name, weight_decay=0.3), batch_size=32)
+    decay = [(p, group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(id(p) for p, _ in decay) == sorted(id(p) for p in vit.parameters())
+    linear = {id(m.weight) for m in vit.modules() if isinstance(m, torch.nn.Linear)}
+    assert all((share == 0.3) == (id(p) in linear) for p, share in decay)
+
+
+def test_the_running_mean_follows_its_definition():
+    reset_accelerate()
+    model = torch.nn.Linear(1, 1, bias=False)
+    mean = running_mean(model, 0.5, start_accelerator("fp32"))
+    expected, seen = None, [3.0, 5.0, 9.0, 1.0]
+    for n, value in enumerate(seen):
+        torch.nn.init.constant_(model.weight, value)
+        mean.update_parameters(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert mean.module.weight.item() == pytest.approx(expected)
