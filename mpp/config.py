@@ -418,7 +418,7 @@ class Compare:
     """A run of recipes/supervised.py, likewise. Default: trained here, with the budget of the other."""
     others: tuple[str, ...] = ()
     """Further backbones to compare, each as NAME=INIT."""
-    data: Data = field(default_factory=lambda: Data(label_column="shape"))
+    data: Data = field(default_factory=Data)
     labels: tuple[str, ...] = ("100", "500", "2000")
     """Numbers of training labels to fine-tune with, evenly over the classes; `all` is one."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -147,3 +147,34 @@ def test_a_backbone_that_does_not_exist_is_said_in_one_line(init):
     reset_accelerate()
     with pytest.raises(UserError, match=f"--init {init} does not exist"):
         main(["--init", init])
+
+
+def test_features_are_judged_while_pretraining(tmp_path, capsys):
+    from mpp.pretrain import main as pretrain
+    from mpp.records import read_metrics
+    from tests.test_pretrain import SMALL
+
+    reset_accelerate()
+    options = ["--eval.probe", "shapes", "--eval.probe-label-column", "colour", "--output", str(tmp_path / "run")]
+    pretrain([*SMALL, *options])
+    judged = [line for line in read_metrics(tmp_path / "run") if "eval/probe_top1" in line]
+    assert [line["step"] for line in judged] == [3, 6]
+    for line in judged:
+        assert line["eval/probe_top1"] > 0.2  # of 8 colours, even random weights tell some
+        assert 0 < line["eval/knn_top1"] < 1
+        assert 1 <= line["eval/effective_rank"] <= 32
+    assert "On frozen features, shapes is told right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--probe.shots", "0"], "--probe.shots \\(0,\\) must be above 0"),
+        (["--batch-size", "0"], "--batch-size 0 must be above 0"),
+        (["--probe.layer", "9"], "--probe.layer 9 is none of: last, all, 1 to 6"),
+    ],
+)
+def test_wrong_options_of_the_probe_are_named(options, says):
+    reset_accelerate()
+    with pytest.raises(UserError, match=says):
+        main(options)

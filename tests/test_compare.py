@@ -1,0 +1,153 @@
+"""The comparison: its statistics, its report, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from mpp.errors import UserError
+from mpp.report import Finding, difference, interval, verdict
+from recipes.compare import main
+from tests.test_pretrain import reset_accelerate
+
+TINY = [
+    *("--labels", "16", "40", "--seeds", "0", "1", "--probe-labels", "80", "--probe.eval-images", "60"),
+    *("--probe.shots", "1", "5", "--probe.draws", "2", "--pretrain.model.img-size", "16"),
+    *("--pretrain.model.embed-dim", "32", "--pretrain.model.depth", "2", "--pretrain.model.num-heads", "2"),
+    *("--pretrain.train.steps", "3", "--pretrain.train.batch-size", "8", "--pretrain.eval.images", "20"),
+    *("--finetune.train.steps", "4", "--finetune.eval.every", "2", "--finetune.eval.images", "60"),
+]
+
+
+def compare(output: Path, *options: str) -> Path | None:
+    """Run the command in this process."""
+    reset_accelerate()
+    return main([*TINY, "--output", str(output), *options])
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A finished comparison, in its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "comparison"
+    compare(folder)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The lines of results.csv."""
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_intervals_and_paired_differences_are_those_of_scipy():
+    mine, theirs = [0.50, 0.53, 0.49, 0.55], [0.45, 0.50, 0.46, 0.49]
+    mean, half = interval(mine)
+    low, high = stats.t.interval(0.95, 3, loc=mean, scale=stats.sem(mine))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    findings = [Finding("MPP", "fine-tuned", 10, seed, value) for seed, value in enumerate(mine)]
+    findings += [Finding("scratch", "fine-tuned", 10, seed, value) for seed, value in enumerate(theirs)]
+    gain, half = difference(findings, "MPP", "scratch", "fine-tuned", 10)
+    test = stats.ttest_rel(mine, theirs)
+    assert (gain - half, gain + half) == pytest.approx(tuple(test.confidence_interval()))
+    assert interval([0.5]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "says"),
+    [
+        ([0.60, 0.61, 0.60], "MPP beats scratch by 10.0 ± 0.0 points with 1,000 labels"),
+        ([0.40, 0.41, 0.40], "MPP is behind scratch by 10.0 ± 0.0 points with 1,000 labels"),
+        ([0.55, 0.45, 0.52], "With 1,000 labels, MPP and scratch cannot be told apart"),
+        ([0.75, 0.76, 0.75], "5.0 ± 0.0 ahead of supervised pretraining"),
+        ([0.65, 0.66, 0.65], "5.0 ± 0.0 behind supervised pretraining"),
+    ],
+)
+def test_the_verdict_says_what_the_intervals_allow(mpp, says):
+    arms = {"scratch": [0.50, 0.51, 0.50], "MPP": mpp, "supervised": [0.70, 0.71, 0.70]}
+    findings = [
+        Finding(arm, "fine-tuned", 1000, seed, value)
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
+    assert says in verdict(findings, 1000, 10)
+
+
+def test_every_arm_label_count_and_seed_is_in_the_table(compared):
+    tuned = [row for row in rows(compared) if row["protocol"] == "fine-tuned"]
+    cells = {(row["arm"], row["labels"], row["seed"]) for row in tuned}
+    arms = ("scratch", "MPP", "supervised")
+    assert cells == {(arm, labels, seed) for arm in arms for labels in ("16", "40") for seed in ("0", "1")}
+    assert len(tuned) == len(cells)
+    protocols = {row["protocol"] for row in rows(compared)}
+    assert {"logistic regression", "ridge regression", "k-NN", "1 labels a class", "effective rank"} <= protocols
+
+
+def test_the_report_is_one_file_with_verdict_plots_costs_and_confusions(compared):
+    page = (compared / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 6  # three plots, three confusion matrices
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    text = (compared / "report.md").read_text()
+    for words in ("with 40 labels", "79.9 %", "PFLOPs", "What is equal", "± ", "MPP - scratch", "| star |"):
+        assert words in text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (compared / picture).is_file()
+
+
+def test_what_is_done_is_kept_and_what_is_missing_is_made(compared, tmp_path):
+    folder = tmp_path / "comparison"
+    shutil.copytree(compared, folder)
+    before = rows(folder)
+    kept = folder / "finetune" / "scratch" / "labels-16" / "seed-0" / "result.json"
+    shutil.rmtree(folder / "finetune" / "MPP" / "labels-40" / "seed-1")
+    # the folder's name is part of the options of what starts from a backbone in it
+    for config in folder.rglob("config.toml"):
+        config.write_text(config.read_text().replace(str(compared), str(folder)))
+    stamp = kept.stat().st_mtime_ns
+    compare(folder)
+    assert kept.stat().st_mtime_ns == stamp
+    assert rows(folder) == before
+
+
+def test_what_was_made_with_other_options_is_not_taken_for_it(compared):
+    with pytest.raises(UserError, match=r"other options than are asked for now \(train.steps 4, now 5\)"):
+        compare(compared, "--finetune.train.steps", "5")
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
+    assert compare(tmp_path / "none", "--dry-run") is None
+    said = capsys.readouterr().out
+    assert "20 runs, of which 0 are done" in said
+    assert "fine-tuning MPP with 40 labels, seed 1" in said
+    assert re.search(r"about \d+ minutes in all", said)
+    assert not (tmp_path / "none").exists()
+
+
+def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
+    run = compared / "pretrain" / "mpp"
+    options = ["--mpp", str(run), "--supervised", str(run), "--others", f"again={run}/backbone", "--seeds", "0"]
+    compare(tmp_path / "given", *options, "--labels", "16")
+    found = rows(tmp_path / "given")
+    assert {row["arm"] for row in found} == {"scratch", "MPP", "supervised", "again"}
+    assert not (tmp_path / "given" / "pretrain").exists()
+    values = {row["arm"]: row["value"] for row in found if row["protocol"] == "fine-tuned"}
+    assert values["MPP"] == values["supervised"] == values["again"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--labels", "ten"], "--labels ten must be numbers above 0, or all"),
+        (["--labels", "4"], "--labels 4 must be from 8"),
+        (["--seeds", "1", "1"], "--seeds must be one or more, each given once"),
+        (["--others", "nameless"], "--others nameless must be NAME=INIT"),
+        (["--mpp", "./nowhere"], "--init ./nowhere does not exist"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, options, says):
+    with pytest.raises(UserError, match=says):
+        compare(tmp_path / "none", *options)
