@@ -91,6 +91,8 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     """Do what is missing, then write the report; returns its folder, or None if a signal or --dry-run ended it."""
     output = named_folder(config.output, "compare")
     adopt(config)
+    if config.data.path == "shapes" and config.data.label_column is None:
+        config.data.label_column = "count"  # of another kind than colours, and than the shape, supervised's default
     images = open_downstream(config)
     arms = arms_of(config, output)
     probes = {(arm.name, seed): probe_piece(config, arm, seed, output) for arm in arms for seed in config.seeds}
@@ -353,7 +355,9 @@ def probe_findings(probes: dict[tuple[str, int], Piece]) -> Iterator[Finding]:
         for name, value in result.items():
             if name.startswith("eval/few_shot") and name.endswith("_top1"):
                 shots = int(name.split("_")[2])
-                yield Finding(arm, f"{shots} labels a class", shots * result["classes"], seed, value)
+                yield Finding(
+                    arm, f"{shots} label{'s' if shots > 1 else ''} a class", shots * result["classes"], seed, value
+                )
         yield Finding(arm, "effective rank", result["labels"], seed, result["effective_rank"])
 
 

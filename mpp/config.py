@@ -419,6 +419,7 @@ class Compare:
     others: tuple[str, ...] = ()
     """Further backbones to compare, each as NAME=INIT."""
     data: Data = field(default_factory=Data)
+    """The labelled set to fine-tune on. Of `shapes` the count is told; supervised pretraining learns the shape."""
     labels: tuple[str, ...] = ("100", "500", "2000")
     """Numbers of training labels to fine-tune with, evenly over the classes; `all` is one."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -77,15 +77,15 @@ def verdict(findings: list[Finding], labels: int, classes: int) -> str:
     if half is None:
         says = f"With {labels:,} labels, MPP is {points(gain)} points from scratch (one seed: no interval)"
     elif abs(gain) <= half:
-        says = f"With {labels:,} labels, MPP and scratch cannot be told apart ({points(gain, half)} points)"
+        says = f"With {labels:,} labels, MPP cannot be told apart from scratch ({points(gain, half)} points)"
     else:
         does = "beats" if gain > 0 else "is behind"
         says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
     if half_behind is not None and abs(behind) <= half_behind:
-        says += f", and cannot be told apart from supervised pretraining ({points(behind, half_behind)})"
+        says += f"; it cannot be told apart from supervised pretraining ({points(behind, half_behind)})"
     else:
         stands = "ahead of" if behind > 0 else "behind"
-        says += f", and is {points(abs(behind), half_behind)} {stands} supervised pretraining"
+        says += f"; it is {points(abs(behind), half_behind)} {stands} supervised pretraining"
     return says + f"; chance is {100 / classes:.1f} %."
 
 
@@ -125,6 +125,9 @@ def write_report(
         writer.writerows(dataclasses.astuple(finding) for finding in findings)
 
     seeds = ", ".join(map(str, config.seeds))
+    task = (
+        f"{config.data.path}{f', {config.data.label_column}' if config.data.label_column else ''} ({classes} classes)"
+    )
     tuned = table_of(findings, arms, [(FINE_TUNED, labels) for labels in counts])
     frozen = table_of(
         findings, arms, list(dict.fromkeys((f.protocol, f.labels) for f in findings if f.protocol != FINE_TUNED))
@@ -134,7 +137,7 @@ def write_report(
         *(("p", sentence) for sentence in verdicts),
         ("p", PAPER),
         ("h2", "Fine-tuned"),
-        ("p", f"Held-out top-1 in %: mean over seeds {seeds} ± half the 95 % confidence interval."),
+        ("p", f"Held-out top-1 in % on {task}: mean over seeds {seeds} ± half the 95 % confidence interval."),
         ("table", tuned),
         ("figure", (output / "plots" / "accuracy.png", "Accuracy against labels, with 95 % confidence intervals")),
         ("figure", (output / "plots" / "gain.png", "Gain over scratch, paired by seed")),
@@ -178,7 +181,7 @@ def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int
 
 def cost_table(costs: dict[str, Cost]) -> Table:
     """Images, seconds and floating-point operations."""
-    header = ["", "pretraining: images", "seconds", "PFLOPs", "each fine-tuning: images", "PFLOPs"]
+    header = ["", "pretraining: images", "seconds", "TFLOPs", "each fine-tuning: images", "TFLOPs"]
     rows = []
     for arm, cost in costs.items():
         known = cost.pretraining_images is not None
@@ -187,9 +190,9 @@ def cost_table(costs: dict[str, Cost]) -> Table:
                 arm,
                 f"{cost.pretraining_images:,}" if known else "not known",
                 "-" if cost.pretraining_seconds is None else f"{cost.pretraining_seconds:,.0f}",
-                "-" if cost.pretraining_flops is None else f"{cost.pretraining_flops / 1e15:.3g}",
+                "-" if cost.pretraining_flops is None else f"{cost.pretraining_flops / 1e12:,.3g}",
                 f"{cost.finetuning_images:,}",
-                f"{cost.finetuning_flops / 1e15:.3g}",
+                f"{cost.finetuning_flops / 1e12:,.3g}",
             ]
         )
     return header, rows
