@@ -69,7 +69,7 @@ def randaugmented(image: np.ndarray, operations: int, rng: np.random.Generator) 
     from torchvision.transforms.v2 import RandAugment  # a second to import, and not always needed
 
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
-        torch.manual_seed(int(rng.integers(1 << 62)))
+        torch.default_generator.manual_seed(int(rng.integers(1 << 62)))
         return np.array(RandAugment(operations)(Image.fromarray(image)))  # ten times as fast as on small tensors
 
 
@@ -90,7 +90,7 @@ def mixed(
     images = rearrange(images, "(pair two) c h w -> two (pair c) h w", two=2)
     labels = rearrange(labels, "(pair two) k -> two (pair k)", two=2)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(1 << 62)))
+        torch.default_generator.manual_seed(int(rng.integers(1 << 62)))
         images, labels = kinds[int(rng.integers(len(kinds)))](images, labels)
     images = rearrange(images, "two (pair c) h w -> (pair two) c h w", c=channels)
     return images, rearrange(labels, "two (pair k) -> (pair two) k", k=classes)

@@ -54,7 +54,8 @@ def check(config: Any) -> None:
     _refuse({"--optim.betas": optim.betas}, lambda beta: 0 <= beta < 1, "must each be at least 0 and below 1")
     _refuse({"--train.average": train.average}, lambda decay: 0 <= decay < 1, "must be at least 0 and below 1")
     p = model.patch_size
-    for side in height_width(model.img_size) if model.img_size is not None else ():
+    fresh = getattr(config, "init", "scratch") == "scratch"  # weights bring their own patch size
+    for side in height_width(model.img_size) if fresh and model.img_size else ():
         if side < p or side % p:
             near = sorted({max(1, side // p) * p, (side // p + 1) * p})
             raise UserError(
@@ -107,6 +108,8 @@ def check_finetune(config: FineTune) -> None:
     _refuse({"--optim.layer-decay": optim.layer_decay}, lambda share: 0 < share <= 1, "must be above 0 and at most 1")
     if config.eval_only and config.init == "scratch":
         raise UserError("--eval-only measures a fine-tuned model; name its run with --init")
+    if config.eval_only and (config.data.labels is not None or config.model.pool != "mean"):
+        raise UserError("--data.labels and --model.pool are for training; --eval-only takes the model as it is")
     if file and not file.endswith((".parquet", ".csv")):
         raise UserError(f"--export-predictions {file} must end in .parquet or .csv")
 
@@ -139,6 +142,8 @@ def check_compare(config: Compare) -> None:
     parts = {part.name: getattr(config.finetune, part.name) for part in dataclasses.fields(config.finetune)}
     check_finetune(FineTune(**parts))
     check_probe(LinearProbe(probe=config.probe))
+    if config.pretrain.train.precision != config.finetune.train.precision:
+        raise UserError("--pretrain.train.precision and --finetune.train.precision must be the same in one command")
 
 
 def _refuse(options: dict[str, Any], allowed: Callable[[Any], bool], says: str) -> None:

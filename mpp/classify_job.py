@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mpp.augment import mixed, normalise, shift_and_flip
-from mpp.config import FineTune, Supervised
+from mpp.config import FineTune, LabelledAugment, Supervised
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images
@@ -43,11 +43,7 @@ class ClassifyJob:
         self.predictions: Predictions | None = None  # of the last evaluation
         a = config.augment
         self.view = View(model.vit.img_size, a.crop, a.pad, a.scale, a.flip, a.randaugment)
-        if (a.mixup or a.cutmix) and len(share.places(0)) % 2:
-            raise UserError(
-                f"--augment.mixup and --augment.cutmix mix pairs of images, but a process has {len(share.places(0))} "
-                f"at a time; make --train.batch-size an even multiple of processes x --train.accumulate"
-            )
+        refuse_odd_pairs(a, share)
 
     def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
         return train_loader(
@@ -87,6 +83,16 @@ class ClassifyJob:
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
         return {"confusion": draw_confusion(self.predictions, self.model.classes)[None]} if self.predictions else {}
+
+
+def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:
+    """Raise UserError if pairs of images are to be mixed and a process has an odd number at a time."""
+    count = len(share.places(0))
+    if (augment.mixup or augment.cutmix) and count % 2:
+        raise UserError(
+            f"--augment.mixup and --augment.cutmix mix pairs of images, but a process has {count} at a time; make "
+            f"--train.batch-size an even multiple of processes x --train.accumulate"
+        )
 
 
 def predict_set(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import time
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch.utils.flop_counter import FlopCounterMode
 
+from mpp.budget import cost_of, plan
+from mpp.classify_job import refuse_odd_pairs
 from mpp.config import (
     ArmPretraining,
     Compare,
@@ -27,27 +27,23 @@ from mpp.config import (
     PooledModel,
     Pretrain,
     Supervised,
-    differences,
     height_width,
     parse,
     write_toml,
 )
-from mpp.corrupt import draw_corruption
-from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.finetune_job import run_finetuning, run_supervised
 from mpp.images import Images
 from mpp.labelled import open_labelled
-from mpp.loop import named_folder
-from mpp.models import Classifier, MaskedPatchModel, build_vit, downstream_vit
+from mpp.loop import named_folder, share_of
+from mpp.models import build_vit, digest_of, exported, load_backbone, refuse_shape_options
 from mpp.pretrain_job import run_pretraining
-from mpp.probe_job import run_probe
-from mpp.records import read_metrics
-from mpp.report import Cost, Finding, write_report
-from mpp.targets import make_target
-from mpp.vit import ViT
+from mpp.probe_job import probe_layers, run_probe
+from mpp.records import read_metrics, refuse_other_options
+from mpp.report import Comparison, Finding, write_report
 
 Command = Pretrain | Supervised | LinearProbe | FineTune
+_STAMP = "init.sha256"  # in a piece's folder: of the weights that it started from
 
 
 @dataclass(frozen=True)
@@ -57,22 +53,26 @@ class Piece:
     title: str
     folder: Path
     config: Command
+    after: Piece | None = None  # the pretraining whose backbone it starts from
 
     @property
     def done(self) -> bool:
-        return (self.folder / "result.json").exists()
+        """Whether there is a result, and of the backbone as it is now."""
+        return (self.folder / "result.json").exists() and self.is_of_this_backbone()
 
-    def refuse_other_options(self) -> None:
-        """Raise UserError if what is done was done with other options than are asked for now."""
-        found = differences(self.folder / "config.toml", self.config)
-        if getattr(getattr(self.config, "optim", None), "lr_grid", ()):  # which the run resolved
-            found = {name: values for name, values in found.items() if name not in ("optim.lr", "optim.lr_grid")}
-        if found:
-            raise UserError(
-                f"{self.folder} was made with other options than are asked for now ("
-                + ", ".join(f"{name} {then}, now {now}" for name, (then, now) in list(found.items())[:3])
-                + "); give another --output, or remove that folder to have it made again"
-            )
+    def is_of_this_backbone(self) -> bool:
+        """Whether what the folder holds was begun from the weights that --init names now."""
+        if self.after and not self.after.done:
+            return False
+        stamp = self.folder / _STAMP
+        return not stamp.exists() or stamp.read_text() == str(digest_of(getattr(self.config, "init", "scratch")))
+
+    def begin(self) -> None:
+        """Clear away what an older backbone left, and note which it is now."""
+        if not self.is_of_this_backbone():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _STAMP).write_text(str(digest_of(getattr(self.config, "init", "scratch"))))
 
     def result(self) -> dict[str, Any]:
         return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
@@ -93,27 +93,37 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     adopt(config)
     if config.data.path == "shapes" and config.data.label_column is None:
         config.data.label_column = "count"  # of another kind than colours, and than the shape, supervised's default
-    images = open_downstream(config)
+    with accelerator.main_process_first():
+        images = open_downstream(config)
+    config.probe_labels = min(config.probe_labels, len(images))
+    counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
     arms = arms_of(config, output)
+    check_ahead(config, arms, accelerator)
     probes = {(arm.name, seed): probe_piece(config, arm, seed, output) for arm in arms for seed in config.seeds}
     tunings = {
         (arm.name, labels, seed): finetune_piece(config, arm, labels, seed, output)
-        for labels in config.labels
+        for labels in counts
         for seed in config.seeds
         for arm in arms
     }
     pieces = [arm.pretraining for arm in arms if arm.pretraining] + [*probes.values(), *tunings.values()]
+    for piece in pieces:
+        refuse_other_options(piece.folder, piece.config)
     if accelerator.is_main_process:
-        print(plan(config, pieces))
+        print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator.device))
     if config.dry_run:
         return None
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_toml(config, output / "config.toml")
     for number, piece in enumerate(pieces, start=1):
+        accelerator.wait_for_everyone()
         if piece.done:
-            piece.refuse_other_options()
             continue
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            piece.begin()
+        accelerator.wait_for_everyone()
         accelerator.print(f"\n[{number}/{len(pieces)}] {piece.title}")
         run_piece(piece, accelerator)
         accelerator.wait_for_everyone()
@@ -121,21 +131,19 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
             accelerator.print(f"the comparison goes on with: --config {output / 'config.toml'} --output {output}")
             return None
     if accelerator.is_main_process:
-        findings = [*probe_findings(probes), *tuning_findings(tunings)]
-        costs = {arm.name: cost_of(arm, config, images.label_names or []) for arm in arms}
-        curves = {key: learning_curve(piece) for key, piece in tunings.items()}
-        last = config.labels[-1]
-        details = {arm.name: tunings[arm.name, last, config.seeds[0]] for arm in arms}
-        print(
-            write_report(
-                output,
-                config,
-                findings,
-                costs,
-                curves,
-                {name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in details.items()},
-            )
+        last = {arm.name: tunings[arm.name, counts[-1], config.seeds[0]] for arm in arms}
+        layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
+        found = Comparison(
+            config=config,
+            arms=[arm.name for arm in arms],
+            findings=[*probe_findings(probes), *tuning_findings(tunings)],
+            costs=[cost_of(arm.name, arm.init, config, len(images.label_names or [])) for arm in arms],
+            curves={key: learning_curve(piece) for key, piece in tunings.items()},
+            details={name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in last.items()},
+            layers={name: ", ".join(map(str, sorted(numbers))) for name, numbers in layers.items()},
+            trained_here=[arm.name for arm in arms if arm.pretraining],
         )
+        print(write_report(output, found))
     accelerator.wait_for_everyone()
     return output
 
@@ -158,28 +166,53 @@ def open_downstream(config: Compare) -> Images:
     too few."""
     size = height_width(config.finetune.model.img_size or config.pretrain.model.img_size)
     images, _ = open_labelled(LabelledData(**dataclasses.asdict(config.data)), size, seed=0)
+    classes = len(images.label_names or [])
     for labels in config.labels:
-        if labels != "all" and not len(images.label_names or []) <= int(labels) <= len(images):
-            raise UserError(
-                f"--labels {labels} must be from {len(images.label_names or [])} (one a class) to {len(images):,}"
-            )
-    config.probe_labels = min(config.probe_labels, len(images))
+        if labels != "all" and not classes <= int(labels) <= len(images):
+            raise UserError(f"--labels {labels} must be from {classes} (one a class) to {len(images):,}")
     return images
 
 
+def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> None:
+    """Raise UserError now for what would otherwise end the comparison after hours."""
+    for arm in arms:
+        if not arm.pretraining and arm.init != "scratch":
+            exported(arm.init, "backbone")
+        elif isinstance(arm.pretraining and arm.pretraining.config, Supervised):
+            piece: Any = arm.pretraining
+            try:
+                open_labelled(piece.config.data, height_width(piece.config.model.img_size), seed=0)
+            except UserError as error:
+                raise UserError(
+                    f"the supervised arm cannot be trained: {error}; --supervised none leaves it out"
+                ) from error
+    refuse_shape_options("a backbone that is fine-tuned", config.finetune.model)
+    probe_layers(config.probe.layer, build_vit(config.pretrain.model).depth)
+    share_of(config.pretrain.train, accelerator)
+    refuse_odd_pairs(config.finetune.augment, share_of(config.finetune.train, accelerator))
+
+
 def adopt(config: Compare) -> None:
-    """Take the options of pretraining from the run that --mpp gives, so that arms trained here get its budget."""
+    """Take the options of pretraining from the run that --mpp gives, so that an arm trained here gets its budget."""
+    if config.supervised not in (None, "none") and not config.mpp:
+        raise UserError("--supervised is compared with masked patch prediction: name its run, too, with --mpp")
     if not config.mpp:
         return
-    if (file := Path(config.mpp) / "config.toml").exists():
-        run = parse(Pretrain, ["--config", str(file)])
-        config.pretrain = ArmPretraining(
-            **{part.name: getattr(run, part.name) for part in dataclasses.fields(ArmPretraining)}
-        )
+    if not (file := Path(config.mpp) / "config.toml").exists():
+        if config.supervised is None:
+            raise UserError(
+                f"--mpp {config.mpp} is no run, so its budget is not known to train a supervised arm with: name one "
+                f"with --supervised, or leave it out with --supervised none"
+            )
+        hub = load_backbone(config.mpp).hub_config()
+        shape = {option.name: hub[option.name] for option in dataclasses.fields(Model) if option.name in hub}
+        config.pretrain.model = Model(**shape | {"img_size": tuple(hub["img_size"])})
         return
-    hub = downstream_vit(config.mpp, DownstreamModel()).hub_config()
-    shape = {option.name: hub[option.name] for option in dataclasses.fields(Model) if option.name in hub}
-    config.pretrain.model = Model(**shape | {"img_size": tuple(hub["img_size"])})
+    run = parse(Pretrain, ["--config", str(file)])
+    of_run = ArmPretraining(**{part.name: getattr(run, part.name) for part in dataclasses.fields(ArmPretraining)})
+    if config.pretrain not in (ArmPretraining(), of_run):
+        raise UserError(f"--pretrain options are those of the run that --mpp gives ({config.mpp}); leave them out")
+    config.pretrain = of_run
 
 
 def arms_of(config: Compare, output: Path) -> list[Arm]:
@@ -189,7 +222,8 @@ def arms_of(config: Compare, output: Path) -> list[Arm]:
         ("MPP", config.mpp, pretrain_piece(config, output)),
         ("supervised", config.supervised, supervised_piece(config, output)),
     ):
-        arms.append(Arm(name, given) if given else Arm(name, str(piece.folder), piece))
+        if given != "none":
+            arms.append(Arm(name, given) if given else Arm(name, str(piece.folder), piece))
     for other in config.others:
         name, _, init = other.partition("=")
         if not (name.isidentifier() and init) or name in [arm.name for arm in arms]:
@@ -248,93 +282,18 @@ def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
         seed=seed,
         output=str(folder),
     )
-    return Piece(f"frozen features of {arm.name}, seed {seed}", folder, probe)
+    return Piece(f"frozen features of {arm.name}, seed {seed}", folder, probe, arm.pretraining)
 
 
-def finetune_piece(config: Compare, arm: Arm, labels: str, seed: int, output: Path) -> Piece:
+def finetune_piece(config: Compare, arm: Arm, labels: int, seed: int, output: Path) -> Piece:
     """Fine-tuning of an arm."""
     folder = output / "finetune" / arm.name / f"labels-{labels}" / f"seed-{seed}"
-    data = LabelledData(**dataclasses.asdict(config.data), labels=None if labels == "all" else int(labels))
+    data = LabelledData(**dataclasses.asdict(config.data), labels=labels)
     options = {part: getattr(config.finetune, part) for part in ("augment", "optim", "train", "eval")}
     tuning = FineTune(
         **options, init=arm.init, data=data, model=model_of(config, arm), seed=seed, output=str(folder), resume=True
     )
-    return Piece(f"fine-tuning {arm.name} with {labels} labels, seed {seed}", folder, tuning)
-
-
-def plan(config: Compare, pieces: list[Piece]) -> str:
-    """What will be done and how long it may take, from the speed of a step on this machine."""
-    vit = build_vit(config.pretrain.model)
-    sizes = {vit.img_size, height_width(config.finetune.model.img_size or config.pretrain.model.img_size)}
-    speeds = {size: seconds_an_image(vit.resize(size)) for size in sizes}
-    seconds = [0.0 if piece.done else estimate(config, piece, speeds) for piece in pieces]
-    lines = [f"The comparison takes {len(pieces)} runs, of which {sum(piece.done for piece in pieces)} are done:"]
-    for piece, needs in zip(pieces, seconds, strict=True):
-        lines.append(f"  {'     done' if piece.done else f'{needs / 60:5.1f} min'}  {piece.title}")
-    return "\n".join([*lines, f"about {sum(seconds) / 60:.0f} minutes in all, on one process like this one"])
-
-
-def estimate(config: Compare, piece: Piece, speeds: dict[tuple[int, int], tuple[float, float]]) -> float:
-    """Seconds that a piece may take: its images, at the speed of the model that is pretrained, and a start."""
-    options = piece.config
-    train, forward = speeds[height_width(options.model.img_size or config.pretrain.model.img_size)]
-    if isinstance(options, LinearProbe):
-        return (options.probe.eval_images + (options.data.labels or 0)) * forward + 5
-    evaluations = -(-options.train.steps // options.eval.every)
-    runs = 1 + len(getattr(options.optim, "lr_grid", ()))
-    return runs * (
-        1 + options.train.steps * options.train.batch_size * train + evaluations * options.eval.images * forward
-    )
-
-
-def seconds_an_image(vit: ViT, batch: int = 32) -> tuple[float, float]:
-    """Seconds that training on an image takes this process, and looking at one: the faster of two goes."""
-    images = torch.zeros(batch, vit.in_chans, *vit.img_size)
-
-    def seconds(train: bool) -> float:
-        started = time.perf_counter()
-        with torch.set_grad_enabled(train):
-            tokens = vit(images)
-            if train:
-                tokens.sum().backward()
-        return (time.perf_counter() - started) / batch
-
-    return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))
-
-
-def cost_of(arm: Arm, config: Compare, classes: list[str]) -> Cost:
-    """What an arm took: pretraining, where its run says so, and fine-tuning at one label count."""
-    tune, tuned = config.finetune.train, build_vit(model_of(config, Arm("scratch", "scratch")))
-    tuning_flops = tune.steps * tune.batch_size * flops_an_image(Classifier(tuned, classes))
-    folder = Path(arm.init)
-    if arm.init == "scratch" or not (folder / "result.json").exists():
-        return Cost(
-            arm.name, 0 if arm.init == "scratch" else None, None, None, tune.steps * tune.batch_size, tuning_flops
-        )
-    run = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    model: torch.nn.Module
-    if run["command"] == "pretrain":
-        pretraining = parse(Pretrain, ["--config", str(folder / "config.toml")])
-        vit = build_vit(pretraining.model)
-        target = make_target(pretraining.data.target, vit.patch_size, pretraining.data.bits)
-        model = MaskedPatchModel(vit, target.num_outputs)
-        drawn = draw_corruption([generator(0, Purpose.EVAL)], vit.grid, pretraining.corrupt.ratio, (1.0, 0.0, 0.0))
-        flops = flops_an_image(model, drawn)
-    else:
-        model = Classifier(
-            build_vit(parse(Supervised, ["--config", str(folder / "config.toml")]).model), classes, head="mlp"
-        )
-        flops = flops_an_image(model)
-    seen = run["images_seen"]
-    return Cost(arm.name, seen, run["seconds"], seen * flops, tune.steps * tune.batch_size, tuning_flops)
-
-
-def flops_an_image(model: Any, *more: Any) -> int:
-    """Floating-point operations of training on one image, forward and backward."""
-    images = torch.zeros(1, model.vit.in_chans, *model.vit.img_size)
-    with FlopCounterMode(display=False) as counter:
-        model(images, *more).sum().backward()
-    return counter.get_total_flops()
+    return Piece(f"fine-tuning {arm.name} with {labels:,} labels, seed {seed}", folder, tuning, arm.pretraining)
 
 
 def learning_curve(piece: Piece) -> list[tuple[int, float]]:
@@ -361,7 +320,7 @@ def probe_findings(probes: dict[tuple[str, int], Piece]) -> Iterator[Finding]:
         yield Finding(arm, "effective rank", result["labels"], seed, result["effective_rank"])
 
 
-def tuning_findings(tunings: dict[tuple[str, str, int], Piece]) -> Iterator[Finding]:
+def tuning_findings(tunings: dict[tuple[str, int, int], Piece]) -> Iterator[Finding]:
     """What the fine-tunings found."""
     for (arm, _, seed), piece in tunings.items():
         result = piece.result()

@@ -43,6 +43,8 @@ class Data:
 class LabelledData(Data):
     """Where the labelled images come from."""
 
+    eval_split: str | None = None
+    """The split to be measured on. Default: test, else validation."""
     labels: int | None = None
     """How many training labels to use, evenly over the classes, chosen by --seed. Default: all."""
 
@@ -246,8 +248,8 @@ class PretrainEval(Eval):
 class LabelledEval(Eval):
     """Evaluation on held-out images while training. Nothing is chosen by it: what counts is the last."""
 
-    images: int = 10_000
-    """How many held-out images, at most."""
+    images: int | None = None  # type: ignore[assignment]
+    """How many held-out images, at most. Default: all."""
 
 
 @dataclass
@@ -289,8 +291,8 @@ class Probe:
     """Random choices of these labels, of which mean and deviation are reported."""
     neighbours: int = 20
     """k of the k-nearest-neighbours classifier."""
-    eval_images: int = 1_000_000
-    """How many held-out images to be measured on, at most."""
+    eval_images: int | None = None
+    """How many held-out images to be measured on, at most. Default: all."""
 
 
 @dataclass
@@ -415,7 +417,7 @@ class Compare:
     mpp: str | None = None
     """A run of mpp/pretrain.py (or an exported backbone, or a hub id). Default: trained here."""
     supervised: str | None = None
-    """A run of recipes/supervised.py, likewise. Default: trained here, with the budget of the other."""
+    """A run of recipes/supervised.py, likewise; `none` leaves it out. Default: trained here, as --mpp was."""
     others: tuple[str, ...] = ()
     """Further backbones to compare, each as NAME=INIT."""
     data: Data = field(default_factory=Data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mpp.classify_job import ClassifyJob, closing_summary, predict_set, write_result
-from mpp.config import FineTune, Supervised, height_width
+from mpp.config import FineTune, Supervised, height_width, write_toml
 from mpp.images import Images
 from mpp.labelled import at_most, hold_out, open_labelled, open_measured
 from mpp.loader import Subset
 from mpp.loop import Outcome, how_to_resume, prepare_output, share_of, train
-from mpp.models import Classifier, build_vit, downstream_vit, load_classifier
+from mpp.models import Classifier, build_vit, digest_of, downstream_vit, load_classifier, refuse_shape_options
 from mpp.predictions import draw_confusion, export
-from mpp.records import finish, save_picture
+from mpp.records import Records, finish, refuse_other_options
 from mpp.vit import ViT
 
 
@@ -49,8 +50,12 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
         images, test = open_labelled(config.data, vit.img_size, config.seed)
+    digest = digest_of(config.init)
     grid: dict[str, float] = {}
     if config.optim.lr_grid:
+        if accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            write_toml(config, output / "config.toml")  # what --resume goes on with, if it is cut in a trial
         found = try_learning_rates(config, vit, images, output, accelerator)
         if found is None:
             return {}
@@ -65,6 +70,7 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
+        result |= {"init_sha256": digest}
         result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
         if config.export_predictions and job.predictions:
             export(job.predictions, job.eval_images, job.model.classes, config.export_predictions)
@@ -76,20 +82,30 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 
 def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Measure a fine-tuned model on a labelled set without training; returns what result.json says."""
+    started = time.perf_counter()
     output = prepare_output(config.output, "evaluate", False, accelerator)
-    model = load_classifier(config.init).to(accelerator.device).eval()
+    refuse_shape_options(config.init, config.model)
+    model = load_classifier(config.init)
     if config.model.img_size is not None:
-        model.vit.resize(height_width(config.model.img_size)).to(accelerator.device)
+        model.vit.resize(height_width(config.model.img_size))
+    model.to(accelerator.device).eval()
+    accelerator.project_configuration.logging_dir = str(output)
+    records = Records(output, accelerator, config)
+    records.open(0, "eval/top1")
     with accelerator.main_process_first():
         images = at_most(open_measured(config.data, model.vit.img_size), config.eval.images)
     unreadable: dict[str, str] = {}
     predictions = predict_set(model, images, config, accelerator, unreadable)
-    result: dict[str, Any] = {f"eval/{name}": value for name, value in predictions.metrics().items()}
+    metrics = {f"eval/{name}": value for name, value in predictions.metrics().items()}
+    result: dict[str, Any] = dict(metrics)
     if accelerator.is_main_process:
         result |= {"command": "finetune --eval-only", "init": config.init, "classes": len(model.classes)}
         result |= {"eval_images": len(predictions.index), "per_class_top1": predictions.per_class(model.classes)}
         result |= {"unreadable_images": unreadable}
-        save_picture(draw_confusion(predictions, model.classes), output / "samples" / "confusion.png")
+        result |= {"seconds": round(time.perf_counter() - started, 1)}
+        records.log(0, metrics)
+        records.pictures(0, {"confusion": draw_confusion(predictions, model.classes)[None]})
+        records.close()
         if config.export_predictions:
             export(predictions, images, model.classes, config.export_predictions)
         finish(output, config, result)
@@ -106,15 +122,15 @@ def try_learning_rates(
     found: dict[str, float] = {}
     for lr in config.optim.lr_grid:
         folder = output / "lr_grid" / f"{lr:g}"
+        trial = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, lr_grid=()), resume=True)
+        refuse_other_options(folder, trial)
         if (folder / "result.json").exists():
             found[f"{lr:g}"] = json.loads((folder / "result.json").read_text())["eval/top1"]
             continue
-        trial = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, lr_grid=()), resume=True)
         accelerator.print(f"--optim.lr {lr:g}, measured on {len(held):,} held-out training labels:")
-        folder_of_all = prepare_output(str(folder), "finetune", True, accelerator)
         set_seed(config.seed)
         outcome, _ = _train(
-            trial, copy.deepcopy(vit), "linear", Subset(images, rest), Subset(images, held), folder_of_all, accelerator
+            trial, copy.deepcopy(vit), "linear", Subset(images, rest), Subset(images, held), folder, accelerator
         )
         if outcome.stopped:
             accelerator.print(how_to_resume("recipes/finetune.py", outcome, output))

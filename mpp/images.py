@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mpp.errors import UserError
+from mpp.packed import PackedImages, is_packed, read_header
 from mpp.shapes import LABELS, SPLITS, Shapes
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def load_images(
         if label_column not in (None, *LABELS):
             raise UserError(f"shapes has no label column {label_column!r}; it has: {', '.join(LABELS)}")
         return Shapes(split, size, label_column or "shape")
+    if is_packed(path):
+        return PackedImages(path, split)
     return TableImages(_load_table(path, split), path, split, image_column, label_column)
 
 
@@ -98,6 +101,8 @@ def split_names(path: str) -> list[str]:
     """The splits of a set, without reading its images."""
     if path == "shapes":
         return list(SPLITS)
+    if is_packed(path):
+        return list(read_header(path)["splits"])
     from datasets import get_dataset_split_names
 
     name, options = source_of(path)
@@ -133,6 +138,11 @@ class TableImages:
         if not column or (self._named_label is None and _names_splits(table.features[column])):
             return None
         return LabelColumn.of(table.select_columns(column), column, self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one whenever the files behind the set, or what is taken from them, change."""
+        return f"{self._whole_table._fingerprint}-{self.image_column}-{self._named_label}"
 
     @property
     def label_names(self) -> list[str] | None:

@@ -11,22 +11,35 @@ from mpp.images import Images, load_images, split_names
 from mpp.loader import Subset
 from mpp.streams import NO_LABELS, is_stream
 
-_HELD_OUT = 1 << 31  # the draw that `hold_out` makes, far from those of few shots
-
 
 def open_labelled(data: LabelledData, size: tuple[int, int], seed: int) -> tuple[Images, Images]:
-    """The labelled images to fit on, --data.labels of them, and those to be measured on (`open_measured`)."""
-    test = open_measured(data, size)
+    """The labelled images to fit on (`open_fitted`), and those to be measured on (`open_measured`)."""
+    train, test = open_fitted(data, size, seed), open_measured(data, size)
+    if train.label_names != test.label_names:
+        raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
+    return train, test
+
+
+def open_fitted(data: LabelledData, size: tuple[int, int], seed: int) -> Images:
+    """The labelled images to fit on: --data.labels of --data.fraction of them."""
+    if is_stream(data.path):
+        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     train = _open(data, data.split, size)
     names = _label_names(train, data)
-    if names != test.label_names:
-        raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
-    count = data.labels if data.labels is not None else round(len(train) * data.fraction)
+    if data.fraction < 1:
+        train = Subset(train, take_fraction(np.arange(len(train)), data.fraction, seed))
+    count = len(train) if data.labels is None else data.labels
     if not len(names) <= count <= len(train):
         raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
     if count < len(train):
         train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed))
-    return train, test
+    return train
+
+
+def take_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """--data.fraction of some images, chosen by the seed, the same with labels and without: sorted."""
+    kept = max(1, round(len(indices) * fraction))
+    return np.sort(generator(seed, Purpose.SPLIT).permutation(np.sort(indices))[:kept])
 
 
 def open_measured(data: Data, size: tuple[int, int]) -> Images:
@@ -42,9 +55,9 @@ def open_measured(data: Data, size: tuple[int, int]) -> Images:
     return images
 
 
-def at_most(images: Images, count: int) -> Images:
+def at_most(images: Images, count: int | None) -> Images:
     """All images, or `count` of them, the same for every seed."""
-    if len(images) <= count:
+    if count is None or len(images) <= count:
         return images
     return Subset(images, np.sort(generator(0, Purpose.SPLIT).permutation(len(images))[:count]))
 
@@ -64,9 +77,15 @@ def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.
 
 
 def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of four fifths of the training labels to fit on, and of one to choose by, of every class alike."""
-    held = draw_labels(labels, max(1, len(labels) // 5), seed, draw=_HELD_OUT)
-    return np.setdiff1d(np.arange(len(labels)), held), held
+    """Indices, sorted, of four fifths of the training labels to fit on and of one to choose by, class by class."""
+    order = generator(seed, Purpose.SPLIT, 3).permutation(len(labels))
+    place = np.empty(len(labels))  # of an image in its class, in 0..1
+    for name in np.unique(labels):
+        of_class = np.flatnonzero(labels[order] == name)
+        place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    ranked = order[np.argsort(place, kind="stable")]
+    count = max(1, len(labels) // 5)
+    return np.sort(ranked[count:]), np.sort(ranked[:count])
 
 
 def _open(data: Data, split: str, size: tuple[int, int]) -> Images:

@@ -65,6 +65,11 @@ class View:
         array = pixels(image, self.size, box)
         return randaugmented(array, self.randaugment, rng) if self.randaugment else array
 
+    def takes_whole(self, images: Any) -> bool:
+        """Whether images need nothing from `cut`: packed ones of the size that is wanted."""
+        cuts = self.crop == "resized" or self.randaugment > 0
+        return not cuts and getattr(images, "packed_size", None) == self.size
+
     def draw(self, rngs: Rngs) -> dict[str, torch.Tensor]:
         """The shift (B, 2) and flip (B,) of samples, made later on the device."""
         pad = self.pad if self.crop == "pad" else 0
@@ -98,6 +103,15 @@ def read_batch(
     on; with no `stand_in` they are left out.
     """
     rngs = [generator(seed, purpose, s.step, s.place) for s in samples]
+    batch: Batch
+    if view.takes_whole(images):
+        whole: Any = images
+        every = [s.index for s in samples]
+        batch = {"unreadable": {}, "index": torch.tensor(every, dtype=torch.int64)}
+        batch["images"] = torch.from_numpy(whole.arrays(every)).permute(0, 3, 1, 2).contiguous()
+        if labels:
+            batch["labels"] = torch.from_numpy(images.labels(every))
+        return batch | view.draw(rngs) | draws(rngs)
     chunks = (samples[i : i + _OPEN_AT_ONCE] for i in range(0, len(samples), _OPEN_AT_ONCE))
     opened = (image for chunk in chunks for image in images.read([s.index for s in chunk]))
     arrays, indices, kept, unreadable = [], [], [], {}
@@ -117,7 +131,7 @@ def read_batch(
                     break
                 index = stand_in(index)
                 image = images.read([index])[0]
-    batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
+    batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
     if not arrays or (stand_in and len(arrays) < len(samples)):
         return batch  # nothing to train on; the caller sees why in "unreadable"
     batch["images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
@@ -244,6 +258,15 @@ class Subset:
 
     def read(self, indices: Sequence[int]) -> Sequence[Any]:
         return self.images.read(self.indices[np.asarray(indices)].tolist())
+
+    @property
+    def packed_size(self) -> tuple[int, int] | None:
+        """(H, W) of all images, where they are packed and have one."""
+        return getattr(self.images, "packed_size", None)
+
+    def arrays(self, indices: Sequence[int]) -> np.ndarray:
+        """Images of one size, (B, H, W, 3) uint8."""
+        return self.images.arrays(self.indices[np.asarray(indices)])  # type: ignore[attr-defined]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         return self.images.labels(self.indices[np.asarray(indices)].tolist())

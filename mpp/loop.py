@@ -76,7 +76,7 @@ class Outcome:
 
     step: int
     metrics: dict[str, float]  # of the last evaluation
-    seconds: float  # of this start of the command
+    seconds: float  # of all starts of the command
     stopped: bool  # by a signal, before the last step
     model: nn.Module  # with the weights that were evaluated: the last, or their running mean
     unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where, why
@@ -97,14 +97,14 @@ def start_accelerator(precision: str) -> Accelerator:
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
         log_with="tensorboard",
-        project_config=ProjectConfiguration(logging_dir="."),  # `prepare_output` says where
+        project_config=ProjectConfiguration(logging_dir="."),  # `train` says where
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # while one process prepares a large set
     )
     if accelerator.num_processes != world_size:
         raise UserError(f"{world_size} processes were launched, but {accelerator.num_processes} found each other")
     where = accelerator.device.type
     if where == "cpu":
-        _use_the_cpu_well()
+        use_the_cpu_well()
         where = f"the CPU with {torch.get_num_threads()} threads each"
     accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {'bf16' if bf16 else 'fp32'}")
     return accelerator
@@ -134,7 +134,6 @@ def prepare_output(output: str | None, command: str, resume: bool, accelerator: 
     if not resume:
         refuse_to_overwrite(folder)
     accelerator.wait_for_everyone()  # before the main process writes into it
-    accelerator.project_configuration.logging_dir = str(folder)
     return folder
 
 
@@ -146,6 +145,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     options: Train = config.train
     accelerator.free_memory()  # of a run before, where a command makes several
     accelerator.gradient_accumulation_steps = options.accumulate
+    accelerator.project_configuration.logging_dir = str(output)
     optimizer = build_optimizer(job.model, config.optim, options.batch_size)
     peaks = [group["lr"] for group in optimizer.param_groups]
     options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -155,7 +155,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
         checkpoints.load(found[0], job.model, optimizer, average)
         for group, asked in zip(optimizer.param_groups, options_asked, strict=True):
             group |= asked  # loading brings back the options of the run that was cut
-    first = found[1]["step"] if found else 0
+    first, before = (found[1]["step"], found[1]["seconds"]) if found else (0, 0.0)
     accelerator.print(f"resuming {found[0]} at step {first}" if found else f"training from step 0 into {output}")
     lr = schedule(optimizer, peaks, config.optim, options.steps, first)
     if options.compile:
@@ -192,7 +192,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
 
     def save(step: int) -> None:
         with clock.paused():
-            state = {"positions": gather_dicts(accelerator, positions)}
+            state = {"positions": gather_dicts(accelerator, positions), "seconds": before + clock.total()}
             if accelerator.is_main_process:
                 checkpoints.save(
                     output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints, average
@@ -257,7 +257,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     if outcome.step == first and not outcome.stopped:  # resumed after the last step: nothing was left to train
         outcome.metrics = evaluate(outcome.step)
     records.close()
-    outcome.seconds = clock.total()
+    outcome.seconds = before + clock.total()
     outcome.unreadable = gather_dicts(accelerator, outcome.unreadable | job.unreadable)
     return outcome
 
@@ -320,7 +320,7 @@ def running_mean(model: nn.Module, decay: float, accelerator: Accelerator) -> Av
     def update(means: Any, weights: Any, count: Tensor | int) -> None:
         get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(means, weights, count)
 
-    averaged = AveragedModel(model.to(accelerator.device), multi_avg_fn=update, use_buffers=True)
+    averaged = AveragedModel(model.to(accelerator.device), multi_avg_fn=update)
     averaged.requires_grad_(False)
     return averaged
 
@@ -440,7 +440,7 @@ def cores_a_process() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def _use_the_cpu_well() -> None:
+def use_the_cpu_well() -> None:
     """Threads and memory for training on a CPU.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nothing else is said, which halves the speed on two

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,16 +106,26 @@ def downstream_vit(init: str, model: DownstreamModel) -> ViT:
 
     Raises UserError if --init has weights and an option asks for another shape than theirs.
     """
-    size = model.img_size
     if init == "scratch":
-        return build_vit(dataclasses.replace(model, img_size=size or 32))
+        return build_vit(dataclasses.replace(model, img_size=model.img_size or 32))
+    refuse_shape_options(init, model)
+    size = None if model.img_size is None else height_width(model.img_size)
+    return load_backbone(init, size, dropout=model.dropout, drop_path=model.drop_path)
+
+
+def refuse_shape_options(init: str, model: DownstreamModel) -> None:
+    """Raise UserError if an option asks for another shape than the weights that --init names have."""
     mine = ("img_size", "pool", "dropout", "drop_path")
     for option in (option for option in dataclasses.fields(Model) if option.name not in mine):
         if getattr(model, option.name) != option.default:
             name = option.name.replace("_", "-")
             raise UserError(f"--model.{name} is only for --init scratch: {init} has a shape of its own; leave it out")
-    size = None if size is None else height_width(size)
-    return load_backbone(init, size, dropout=model.dropout, drop_path=model.drop_path)
+
+
+def digest_of(init: str) -> str | None:
+    """SHA-256 of the weights that --init names, to tell whether they have changed; None of scratch and the hub's."""
+    weights = Path(exported(init, "backbone"), "model.safetensors") if init != "scratch" else Path()
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def load_backbone(init: str, img_size: tuple[int, int] | None = None, **options: float) -> ViT:
@@ -122,7 +133,7 @@ def load_backbone(init: str, img_size: tuple[int, int] | None = None, **options:
 
     `options` (dropout, drop_path) take the place of those it was trained with. Raises UserError if there is none.
     """
-    folder = _exported(init, "backbone")
+    folder = exported(init, "backbone")
     try:
         return ViT.from_pretrained(folder, img_size=img_size, **options)
     except Exception as error:
@@ -131,14 +142,14 @@ def load_backbone(init: str, img_size: tuple[int, int] | None = None, **options:
 
 def load_classifier(init: str) -> Classifier:
     """A fine-tuned model from its run's folder, its classifier/ or a hub id. Raises UserError if there is none."""
-    folder = _exported(init, "classifier")
+    folder = exported(init, "classifier")
     try:
         return Classifier.from_pretrained(folder, strict=True)
     except Exception as error:
         raise UserError(f"--init {init}: no fine-tuned model could be loaded from it ({_first_line(error)})") from error
 
 
-def _exported(init: str, kind: str) -> str:
+def exported(init: str, kind: str) -> str:
     """The folder of a run's `kind`, or `init` itself if it is one, or a hub id."""
     folder = Path(init)
     if (folder / kind).is_dir():

@@ -19,6 +19,7 @@ from mpp.corrupt import Corruption, MaskShape, draw_corruption
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
+from mpp.labelled import at_most, take_fraction
 from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
 from mpp.loop import Outcome, how_to_resume, prepare_output, readable, share_of, to_device, train, workers_of
 from mpp.models import MaskedPatchModel, build_vit
@@ -184,22 +185,18 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
 
     columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
     train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
-    shuffled = generator(0, Purpose.SPLIT).permutation(len(train))
+    indices = np.arange(len(train))
     if eval_split is None:
+        shuffled = generator(0, Purpose.SPLIT).permutation(indices)
         count = min(config.eval.images, max(1, len(train) // 10))
         evaluated: Images = Subset(train, np.sort(shuffled[:count]))
-        shuffled = shuffled[count:]
+        indices = shuffled[count:]
     else:
-        evaluated = load_images(data.path, eval_split, **columns)  # type: ignore[arg-type]
-        if len(evaluated) > config.eval.images:
-            chosen = generator(0, Purpose.SPLIT).permutation(len(evaluated))[: config.eval.images]
-            evaluated = Subset(evaluated, np.sort(chosen))
-    if not len(shuffled):
+        evaluated = at_most(load_images(data.path, eval_split, **columns), config.eval.images)  # type: ignore[arg-type]
+    if not len(indices):
         raise UserError(f"--data.path {data.path} has one image: none is left to train on")
-    kept = max(1, round(len(shuffled) * data.fraction))
-    if kept < len(train):
-        chosen = generator(config.seed, Purpose.SPLIT).permutation(shuffled)[:kept]
-        train = Subset(train, np.sort(chosen))
+    if len(chosen := take_fraction(indices, data.fraction, config.seed)) < len(train):
+        train = Subset(train, chosen)
     return train, evaluated
 
 

@@ -19,7 +19,7 @@ from mpp.images import Images
 from mpp.labelled import at_most, draw_labels, hold_out, open_labelled
 from mpp.loader import eval_loader, no_draws
 from mpp.loop import prepare_output, readable, workers_of
-from mpp.models import downstream_vit
+from mpp.models import digest_of, downstream_vit
 from mpp.probes import (
     FEW_SHOT_PENALTY,
     Scaler,
@@ -62,6 +62,7 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     fit, held = scaler(x[chosen]), scaler(test_x[chosen])
     result: dict[str, Any] = {"command": "linear_probe", "init": config.init, "layer": layers[chosen]}
     result |= {"pool": config.model.pool, "labels": len(y), "classes": classes, "eval_images": len(test_y)}
+    result |= {"init_sha256": digest_of(config.init)}
     result |= {"effective_rank": effective_rank(x[chosen])}
     result |= logistic_scores(fit, y, held, test_y, classes, config.seed)
     result |= few_shot_scores(x[chosen], y, test_x[chosen], test_y, classes, config)

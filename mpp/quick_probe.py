@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from mpp.augment import normalise
 from mpp.config import LabelledData, Pretrain, height_width
 from mpp.images import Images
-from mpp.labelled import at_most, draw_labels, open_labelled
+from mpp.labelled import draw_labels, open_fitted
 from mpp.loader import Subset, eval_loader, no_draws
 from mpp.loop import readable
 from mpp.models import pool_tokens
@@ -24,12 +25,14 @@ class QuickProbe:
     def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str]) -> None:
         self.config, self.accelerator = config, accelerator
         data = LabelledData(path=config.eval.probe or "", label_column=config.eval.probe_label_column)
-        train, test = open_labelled(data, height_width(config.model.img_size), seed=0)
-        self.classes = len(train.label_names or [])
-        if len(train) > (count := max(FIT, self.classes)):
-            train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed=0))
-        self.fit, self.fit_labels = self._decoded(train, unreadable)
-        self.test, self.test_labels = self._decoded(at_most(test, MEASURE), unreadable)
+        images = open_fitted(data, height_width(config.model.img_size), seed=0)
+        self.classes = len(images.label_names or [])
+        labels = images.labels(range(len(images)))
+        # both from the training labels, so that what is chosen by the probe is not chosen by test labels
+        chosen = draw_labels(labels, min(len(labels), max(FIT, self.classes) + MEASURE), seed=0)
+        fit = chosen[draw_labels(labels[chosen], min(max(FIT, self.classes), len(chosen) // 2), seed=0, draw=1)]
+        self.fit, self.fit_labels = self._decoded(Subset(images, fit), unreadable)
+        self.test, self.test_labels = self._decoded(Subset(images, np.setdiff1d(chosen, fit)), unreadable)
 
     def __call__(self, vit: nn.Module) -> dict[str, float]:
         """Top-1 of ridge regression and of k-NN, and the features' effective rank; the same on all processes."""

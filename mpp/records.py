@@ -16,7 +16,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from mpp.config import flat, write_toml
+from mpp.config import differences, flat, write_toml
 from mpp.errors import UserError
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
@@ -119,5 +119,20 @@ def finish(folder: Path, config: Any, result: dict[str, Any]) -> None:
 
 def refuse_to_overwrite(folder: Path) -> None:
     """Raise UserError if a folder already holds a run."""
-    if (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists():
+    if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "lr_grid", "result.json")):
         raise UserError(f"--output {folder} already holds a run; --resume goes on with it, or give another folder")
+
+
+def refuse_other_options(folder: Path, config: Any) -> None:
+    """Raise UserError if a run was made, or begun, with other options than are asked for now."""
+    if not (folder / "config.toml").exists():
+        return
+    found = differences(folder / "config.toml", config)
+    if getattr(getattr(config, "optim", None), "lr_grid", ()):  # from which the run chose its lr
+        found.pop("optim.lr", None)
+    if found:
+        raise UserError(
+            f"{folder} was made with other options than are asked for now ("
+            + ", ".join(f"{name} {then}, now {now}" for name, (then, now) in list(found.items())[:3])
+            + "); give another --output, or remove that folder to have it made again"
+        )

@@ -48,6 +48,20 @@ class Cost:
     finetuning_flops: float
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report tells of."""
+
+    config: Compare
+    arms: list[str]
+    findings: list[Finding]
+    costs: list[Cost]
+    curves: dict[tuple[str, int, int], list[tuple[int, float]]]  # held-out accuracy by step, of (arm, labels, seed)
+    details: dict[str, tuple[Path, dict[str, float]]]  # a fine-tuned run of each arm, and its accuracy of each class
+    layers: dict[str, str]  # the blocks whose features were judged
+    trained_here: list[str]  # arms whose pretraining is part of the comparison
+
+
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and half the width of its 95 % confidence interval (Student's t); None from a single value."""
     if len(values) < 2:
@@ -73,7 +87,6 @@ def difference(
 def verdict(findings: list[Finding], labels: int, classes: int) -> str:
     """One sentence on fine-tuning with so many labels."""
     gain, half = difference(findings, "MPP", "scratch", FINE_TUNED, labels)
-    behind, half_behind = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
     if half is None:
         says = f"With {labels:,} labels, MPP is {points(gain)} points from scratch (one seed: no interval)"
     elif abs(gain) <= half:
@@ -81,11 +94,13 @@ def verdict(findings: list[Finding], labels: int, classes: int) -> str:
     else:
         does = "beats" if gain > 0 else "is behind"
         says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
-    if half_behind is not None and abs(behind) <= half_behind:
-        says += f"; it cannot be told apart from supervised pretraining ({points(behind, half_behind)})"
-    else:
-        stands = "ahead of" if behind > 0 else "behind"
-        says += f"; it is {points(abs(behind), half_behind)} {stands} supervised pretraining"
+    if of(findings, "supervised", FINE_TUNED, labels):
+        behind, half = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
+        if half is not None and abs(behind) <= half:
+            says += f"; it cannot be told apart from supervised pretraining ({points(behind, half)})"
+        else:
+            stands = "ahead of" if behind > 0 else "behind"
+            says += f"; it is {points(abs(behind), half)} {stands} supervised pretraining"
     return says + f"; chance is {100 / classes:.1f} %."
 
 
@@ -94,28 +109,17 @@ def points(value: float, half: float | None = None) -> str:
     return f"{100 * value:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
-def write_report(
-    output: Path,
-    config: Compare,
-    findings: list[Finding],
-    costs: dict[str, Cost],
-    curves: dict[tuple[str, str, int], list[tuple[int, float]]],
-    details: dict[str, tuple[Path, dict[str, float]]],
-) -> str:
-    """Write report.md, report.html, results.csv and plots/; returns what the terminal shows.
-
-    `curves` are held-out accuracies by (arm, labels, seed); `details` a fine-tuned run of each arm and its accuracy of
-    each class.
-    """
+def write_report(output: Path, found: Comparison) -> str:
+    """Write report.md, report.html, results.csv and plots/; returns what the terminal shows."""
     (output / "plots").mkdir(parents=True, exist_ok=True)
-    arms = list(costs)
+    config, arms, findings = found.config, found.arms, found.findings
     counts = sorted({f.labels for f in findings if f.protocol == FINE_TUNED})
-    classes = len(next(iter(details.values()))[1])
+    classes = len(next(iter(found.details.values()))[1])
     verdicts = [verdict(findings, labels, classes) for labels in counts]
     plots = {
         "accuracy.png": draw_accuracy(findings, arms, counts),
         "gain.png": draw_gain(findings, arms, counts),
-        "curves.png": draw_curves(curves, arms),
+        "curves.png": draw_curves(found.curves, arms),
     }
     for name, figure in plots.items():
         figure.savefig(output / "plots" / name, dpi=110)
@@ -143,16 +147,16 @@ def write_report(
         ("figure", (output / "plots" / "gain.png", "Gain over scratch, paired by seed")),
         ("figure", (output / "plots" / "curves.png", "Learning curves: mean over seeds of held-out accuracy")),
         ("h2", "Frozen features"),
-        ("p", "The backbone as it came; of scratch, random weights. Penalties are chosen on a fifth of the labels."),
+        ("p", frozen_note(found)),
         ("table", frozen),
         ("h2", "What it cost"),
-        ("table", cost_table(costs)),
+        ("table", cost_table(found.costs)),
         ("h2", "What is equal, and what is not"),
-        ("p", fairness(config)),
+        ("p", fairness(found)),
         ("h2", f"Class by class, with {counts[-1]:,} labels, seed {config.seeds[0]}"),
-        ("table", class_table(details)),
+        ("table", class_table(found.details)),
     ]
-    for arm, (folder, _) in details.items():
+    for arm, (folder, _) in found.details.items():
         if picture := max((folder / "samples").glob("confusion*.png"), default=None):
             blocks.append(("figure", (picture, f"Confusion of {arm}")))
     (output / "report.md").write_text(as_markdown(blocks, output), encoding="utf-8")
@@ -179,15 +183,15 @@ def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int
     return header, body
 
 
-def cost_table(costs: dict[str, Cost]) -> Table:
+def cost_table(costs: list[Cost]) -> Table:
     """Images, seconds and floating-point operations."""
     header = ["", "pretraining: images", "seconds", "TFLOPs", "each fine-tuning: images", "TFLOPs"]
     rows = []
-    for arm, cost in costs.items():
+    for cost in costs:
         known = cost.pretraining_images is not None
         rows.append(
             [
-                arm,
+                cost.arm,
                 f"{cost.pretraining_images:,}" if known else "not known",
                 "-" if cost.pretraining_seconds is None else f"{cost.pretraining_seconds:,.0f}",
                 "-" if cost.pretraining_flops is None else f"{cost.pretraining_flops / 1e12:,.3g}",
@@ -205,21 +209,36 @@ def class_table(details: dict[str, tuple[Path, dict[str, float]]]) -> Table:
     return ["class", *details], rows
 
 
-def fairness(config: Compare) -> str:
+def frozen_note(found: Comparison) -> str:
+    """How frozen features were judged."""
+    layers = "; ".join(f"{arm} {numbers}" for arm, numbers in found.layers.items())
+    return (
+        f"The backbone as it came; of scratch, random weights. Features ({found.config.finetune.model.pool}) are those "
+        f"after block: {layers}. Penalties of regressions on all labels are chosen on a fifth of them; with few labels "
+        f"the penalty is fixed."
+    )
+
+
+def fairness(found: Comparison) -> str:
     """What the arms share."""
+    config = found.config
     pretrain, tune = config.pretrain, config.finetune
     grid = (
         f"peak learning rate chosen from {', '.join(map(str, tune.optim.lr_grid))} on a fifth of the labels, arm by arm"
         if tune.optim.lr_grid
         else f"the same learning rate {tune.optim.lr:g} for all, tuned for none"
     )
-    here = (
-        f"Arms that are pretrained here get {pretrain.train.steps:,} steps of {pretrain.train.batch_size} images of "
-        f"{pretrain.data.path}, and the same model, augmentation and optimiser ({pretrain.optim.name}, lr "
-        f"{pretrain.optim.lr:g}); the supervised one sees labels"
-        + (f" ({pretrain.data.label_column})" if pretrain.data.label_column else "")
-        + ", which masked patch prediction does not. A backbone that was given has the budget of its own run, above. "
-    )
+    here = ""
+    if found.trained_here:
+        here = (
+            f"Pretrained here, each for {pretrain.train.steps:,} steps of {pretrain.train.batch_size} images of "
+            f"{pretrain.data.path}, with the same model, augmentation and optimiser ({pretrain.optim.name}, lr "
+            f"{pretrain.optim.lr:g}): {', '.join(found.trained_here)}. Supervised pretraining sees labels"
+            + (f" ({pretrain.data.label_column})" if pretrain.data.label_column else "")
+            + ", masked patch prediction none. "
+        )
+    if len(found.trained_here) < len(found.arms) - 1:
+        here += "A backbone that was given has the budget of its own run, above. "
     return (
         f"{here}Each fine-tuning takes {tune.train.steps:,} steps of {tune.train.batch_size} with {tune.optim.name}, "
         f"{grid}; {tune.model.pool} pooling; the same labels, order and augmentation for all arms of a seed. Scratch "
@@ -269,7 +288,7 @@ def draw_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Fi
     return figure
 
 
-def draw_curves(curves: dict[tuple[str, str, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
+def draw_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
     """Held-out accuracy while fine-tuning, one panel for each label count, mean over seeds."""
     counts = list(dict.fromkeys(labels for _, labels, _ in curves))
     figure = Figure(figsize=(3.6 * len(counts) + 1, 3.6), layout="constrained")
@@ -279,7 +298,7 @@ def draw_curves(curves: dict[tuple[str, str, int], list[tuple[int, float]]], arm
             steps = [step for step, _ in runs[0]]
             means = [100 * statistics.fmean(value for _, value in at) for at in zip(*runs, strict=True)]
             axes.plot(steps, means, label=arm, marker=".", color=f"C{k}")
-        axes.set(title=f"{labels} labels", xlabel="step")
+        axes.set(title=f"{labels:,} labels", xlabel="step")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("held-out top-1, %")
     figure.axes[0].legend()

@@ -15,12 +15,16 @@ from mpp.report import Finding, difference, interval, verdict
 from recipes.compare import main
 from tests.test_pretrain import reset_accelerate
 
-TINY = [
+GIVEN = [
     *("--labels", "16", "40", "--seeds", "0", "1", "--probe-labels", "80", "--probe.eval-images", "60"),
-    *("--probe.shots", "1", "5", "--probe.draws", "2", "--pretrain.model.img-size", "16"),
-    *("--pretrain.model.embed-dim", "32", "--pretrain.model.depth", "2", "--pretrain.model.num-heads", "2"),
-    *("--pretrain.train.steps", "3", "--pretrain.train.batch-size", "8", "--pretrain.eval.images", "20"),
+    *("--probe.shots", "1", "5", "--probe.draws", "2"),
     *("--finetune.train.steps", "4", "--finetune.eval.every", "2", "--finetune.eval.images", "60"),
+]
+TINY = [
+    *GIVEN,
+    *("--pretrain.model.img-size", "16", "--pretrain.model.embed-dim", "32", "--pretrain.model.depth", "2"),
+    *("--pretrain.model.num-heads", "2", "--pretrain.train.steps", "3", "--pretrain.train.batch-size", "8"),
+    *("--pretrain.eval.images", "20"),
 ]
 
 
@@ -118,6 +122,29 @@ def test_what_was_made_with_other_options_is_not_taken_for_it(compared):
         compare(compared, "--finetune.train.steps", "5")
 
 
+def test_a_new_backbone_has_everything_that_starts_from_it_made_again(compared, tmp_path, capsys):
+    folder = tmp_path / "comparison"
+    shutil.copytree(compared, folder)
+    for config in folder.rglob("config.toml"):
+        config.write_text(config.read_text().replace(str(compared), str(folder)))
+    weights = folder / "pretrain" / "mpp" / "backbone" / "model.safetensors"
+    other = folder / "pretrain" / "supervised" / "backbone" / "model.safetensors"
+    weights.write_bytes(other.read_bytes())  # another encoder of the same shape
+    compare(folder)
+    made = re.findall(r"\[\d+/20\] (.*)", capsys.readouterr().out)
+    assert len(made) == 6  # two probes, four fine-tunings
+    assert all("MPP" in title for title in made)
+
+
+def test_the_supervised_arm_may_be_left_out(compared, tmp_path):
+    run = str(compared / "pretrain" / "mpp")
+    reset_accelerate()
+    options = ["--mpp", run, "--supervised", "none", "--seeds", "0", "--labels", "16"]
+    main([*GIVEN, *options, "--output", str(tmp_path / "two")])
+    assert {row["arm"] for row in rows(tmp_path / "two")} == {"scratch", "MPP"}
+    assert "supervised pretraining;" not in (tmp_path / "two" / "report.md").read_text()
+
+
 def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
     assert compare(tmp_path / "none", "--dry-run") is None
     said = capsys.readouterr().out
@@ -130,7 +157,8 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
 def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
     run = compared / "pretrain" / "mpp"
     options = ["--mpp", str(run), "--supervised", str(run), "--others", f"again={run}/backbone", "--seeds", "0"]
-    compare(tmp_path / "given", *options, "--labels", "16")
+    reset_accelerate()
+    main([*GIVEN, "--output", str(tmp_path / "given"), *options, "--labels", "16"])
     found = rows(tmp_path / "given")
     assert {row["arm"] for row in found} == {"scratch", "MPP", "supervised", "again"}
     assert not (tmp_path / "given" / "pretrain").exists()
@@ -145,7 +173,11 @@ def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
         (["--labels", "2"], "--labels 2 must be from 4"),
         (["--seeds", "1", "1"], "--seeds must be one or more, each given once"),
         (["--others", "nameless"], "--others nameless must be NAME=INIT"),
-        (["--mpp", "./nowhere"], "--init ./nowhere does not exist"),
+        (["--mpp", "./nowhere"], "--mpp ./nowhere is no run"),
+        (["--supervised", "./nowhere"], "name its run, too, with --mpp"),
+        (["--others", "x=./typo"], "--init ./typo does not exist"),
+        (["--probe.layer", "9"], "--probe.layer 9 is none of"),
+        (["--finetune.model.depth", "3"], r"--model\.depth is only for --init scratch"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, says):

@@ -82,8 +82,9 @@ def test_a_fifth_of_every_class_is_held_out():
     labels = np.repeat([0, 1, 2], [50, 100, 250])
     rest, held = hold_out(labels, seed=0)
     assert sorted([*rest, *held]) == list(range(400))
-    assert len(held) == 80
-    assert len(np.unique(labels[held])) == 3
+    assert np.bincount(labels[held]).tolist() == [10, 20, 50]
+    rest, held = hold_out(np.repeat([0, 1, 2, 3], [90, 90, 5, 15]), seed=1)
+    assert np.bincount(np.repeat([0, 1, 2, 3], [90, 90, 5, 15])[rest]).tolist() == [72, 72, 4, 12]
 
 
 def test_top_k_counts_labels_among_the_highest_scores():

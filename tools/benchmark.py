@@ -1,0 +1,639 @@
+"""How fast are we, and the others? `python tools/benchmark.py --help`.
+
+Contenders take turns in one process, after a warm-up, on the same images, model sizes, batch and precision; what is
+reported is the median over rounds and the spread, and ratios of medians.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mpp.errors import run_command
+
+Step = Callable[[], None]
+Variant = Literal["nano", "Ti", "S", "B", "L"]
+
+
+@dataclass
+class Benchmark:
+    """Measure a training step, the loader, the training command, and cost against image size. Writes tables, JSON, PNG.
+
+    Peers: vit-pytorch's MPP and transformers' ViTForMaskedImageModeling; as a floor, timm's bare ViT, forward and
+    backward, with neither head nor optimiser. Peers that are not installed are left out and named.
+    """
+
+    parts: tuple[Literal["step", "loader", "train", "size"], ...] = ("step", "loader", "train", "size")
+    """What to measure."""
+    quick: bool = False
+    """Fewer rounds and smaller sizes: under two minutes on two CPU cores."""
+    variant: Variant = "S"
+    """Size of the model of the step (with patches of 16)."""
+    img_size: int = 224
+    """Side of its images."""
+    batch_size: int | None = None
+    """Images a step. Default: 8 on a CPU, 128 on a GPU."""
+    rounds: int = 7
+    """Turns of each contender."""
+    compile: bool | None = None
+    """Measure every contender compiled, too. Default: on a GPU."""
+    out: str = "runs/benchmark"
+    """Folder of benchmark.json and the plots."""
+    memory_of: str | None = None
+    """Internal: run one contender alone and print its peak memory."""
+
+
+@dataclass
+class Measured:
+    """One contender: seconds of every round."""
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    note: str = ""
+
+    def rate(self, images: int) -> float:
+        """Images a second, by the median round."""
+        return images / statistics.median(self.seconds)
+
+    def spread(self) -> float:
+        """Half the distance of the quartiles over the median."""
+        if len(self.seconds) < 4:
+            return (max(self.seconds) - min(self.seconds)) / 2 / statistics.median(self.seconds)
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2 / statistics.median(self.seconds)
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; returns what benchmark.json holds."""
+    config = tyro.cli(Benchmark, args=args)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config.batch_size = config.batch_size or (128 if device.type == "cuda" else 4 if config.quick else 8)
+    config.compile = device.type == "cuda" if config.compile is None else config.compile
+    if config.quick:
+        config.rounds = min(config.rounds, 3)
+    if config.memory_of:
+        print(peak_memory_here(config, device))
+        return {}
+    use_the_cpu_well(device)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"machine": machine(device), "options": vars(config).copy()}
+    measures = {"step": measure_step, "loader": measure_loader, "train": measure_training, "size": measure_sizes}
+    for part in config.parts:
+        started = time.perf_counter()
+        found[part] = measures[part](config, device, out)
+        found[part]["took_seconds"] = round(time.perf_counter() - started, 1)
+        (out / "benchmark.json").write_text(json.dumps(found, indent=1))
+    print(f"\nall numbers: {out / 'benchmark.json'}")
+    return found
+
+
+# --- a training step -------------------------------------------------------------------------------------------------
+
+
+def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
+    """Images/s of a whole training step of every contender, and its peak memory."""
+    images = config.batch_size or 1
+    rows: list[Measured] = []
+    steps: dict[str, Step] = {}
+    for name, build in CONTENDERS.items():
+        for compiled in (False, True) if config.compile else (False,):
+            title = f"{name}, compiled" if compiled else name
+            try:
+                step = build(config, device, compiled)
+                for _ in range(3 if compiled else 2):
+                    step()
+            except ImportError as error:
+                print(f"left out: {name} ({error})")
+                break
+            except Exception as error:  # a peer that does not compile is said so, and is no fault of the benchmark
+                print(f"left out: {title} ({str(error).splitlines()[0]})")
+                continue
+            steps[title] = step
+            rows.append(Measured(title))
+    take_turns(rows, steps, config.rounds, device)
+    floor = next(row for row in rows if row.name == FLOOR).rate(images)
+    peak = matmul_flops(device)
+    flops = step_flops(config)
+    table = []
+    for row in rows:
+        memory = memory_of(config, row.name, device)
+        table.append(
+            {
+                "name": row.name,
+                "images_per_second": row.rate(images),
+                "spread": row.spread(),
+                "of_floor": row.rate(images) / floor,
+                "peak_memory_mib": memory,
+            }
+        )
+    ours = {name: entry for entry in table if (name := entry["name"]).startswith(OURS)}
+    best = max(ours.values(), key=lambda entry: entry["images_per_second"])
+    peers = [e for e in table if not e["name"].startswith((OURS, FLOOR))]
+    result: dict[str, Any] = {
+        "table": table,
+        "flops_per_image": flops,
+        "peak_flops": peak,
+        "mfu": best["images_per_second"] * flops / peak,
+        "ours_over_best_peer": best["images_per_second"] / max(e["images_per_second"] for e in peers)
+        if peers
+        else None,
+    }
+    show(
+        f"A training step: ViT-{config.variant}/16 at {config.img_size}, batch {images}, {precision_of(device)}",
+        ["", "images/s", "spread", "of the floor", "peak memory"],
+        [
+            [
+                e["name"],
+                f"{e['images_per_second']:.1f}",
+                f"{e['spread']:.1%}",
+                f"{e['of_floor']:.2f}",
+                "-" if e["peak_memory_mib"] is None else f"{e['peak_memory_mib']:,.0f} MiB",
+            ]
+            for e in table
+        ],
+    )
+    print(f"MFU of ours: {result['mfu']:.0%} of the {peak / 1e12:.2f} TFLOP/s that a large matrix product reaches here")
+    return result
+
+
+OURS, FLOOR = "ours", "timm ViT, no head (floor)"
+
+
+def build_ours(config: Benchmark, device: torch.device, compiled: bool) -> Step:
+    """Ours: corruption drawn, targets and normalisation on the device, head on corrupted tokens alone."""
+    from mpp.augment import normalise
+    from mpp.corrupt import Corruption, draw_corruption
+    from mpp.draws import Purpose, generator
+    from mpp.models import MaskedPatchModel
+    from mpp.targets import make_target
+    from mpp.vit import ViT
+
+    vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
+    target = make_target("mean-colour", 16, 3)
+    model: nn.Module = MaskedPatchModel(vit, target.num_outputs).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if compiled:
+        model.compile()
+    images = random_images(config, device)
+    rows = torch.arange(len(images), device=device)[:, None]
+
+    def step() -> None:
+        rngs = [generator(0, Purpose.TRAIN, 0, place) for place in range(len(images))]
+        drawn = Corruption(*(part.to(device) for part in draw_corruption(rngs, vit.grid)))
+        with autocast(device):
+            predictions = model(normalise(images), drawn)
+            loss = target.loss(predictions, target.of(images)[rows, drawn.indices])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def build_vit_pytorch(config: Benchmark, device: torch.device, compiled: bool) -> Step:
+    """lucidrains' MPP. As released it fails with its own current ViT, whose [class] token and positions have lost their
+    leading axis; here they get it back. Its targets want images in 0..1."""
+    from vit_pytorch import ViT
+    from vit_pytorch.mpp import MPP
+
+    from mpp.vit import VARIANTS
+
+    size = VARIANTS[config.variant]
+    dim, heads = size["embed_dim"], size["num_heads"]
+    vit = ViT(
+        image_size=config.img_size,
+        patch_size=16,
+        num_classes=1,
+        dim=dim,
+        depth=size["depth"],
+        heads=heads,
+        dim_head=dim // heads,
+        mlp_dim=4 * dim,
+    )
+    if vit.cls_token.ndim == 2:
+        vit.cls_token = nn.Parameter(vit.cls_token.data[None])
+        vit.pos_embedding = nn.Parameter(vit.pos_embedding.data[None])
+    model = MPP(vit, patch_size=16, dim=dim, mask_prob=0.5, replace_prob=0.8, random_patch_prob=0.1).to(device)
+    run = torch.compile(model) if compiled else model
+    images = random_images(config, device)
+    return training_step(model, lambda: run(images.float() / 255), device)
+
+
+def build_transformers(config: Benchmark, device: torch.device, compiled: bool) -> Step:
+    """transformers' masked image modelling (SimMIM): reconstruction of masked pixels."""
+    from transformers import ViTConfig, ViTForMaskedImageModeling
+
+    from mpp.augment import normalise
+    from mpp.vit import VARIANTS
+
+    size = VARIANTS[config.variant]
+    model = ViTForMaskedImageModeling(
+        ViTConfig(
+            hidden_size=size["embed_dim"],
+            num_hidden_layers=size["depth"],
+            num_attention_heads=size["num_heads"],
+            intermediate_size=4 * size["embed_dim"],
+            image_size=config.img_size,
+            patch_size=16,
+            encoder_stride=16,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    ).to(device)
+    run = torch.compile(model) if compiled else model
+    images = random_images(config, device)
+    patches = (config.img_size // 16) ** 2
+    mask = torch.rand(len(images), patches, device=device).argsort(1) < patches // 2
+    return training_step(model, lambda: run(normalise(images), bool_masked_pos=mask).loss, device)
+
+
+def build_timm(config: Benchmark, device: torch.device, compiled: bool) -> Step:
+    """The floor: timm's ViT, forward and backward of the sum of its tokens."""
+    import timm
+
+    from mpp.vit import VARIANTS
+
+    size = VARIANTS[config.variant]
+    model = timm.models.VisionTransformer(
+        img_size=config.img_size,
+        patch_size=16,
+        embed_dim=size["embed_dim"],
+        depth=size["depth"],
+        num_heads=size["num_heads"],
+        num_classes=0,
+    ).to(device)
+    run = torch.compile(model.forward_features) if compiled else model.forward_features
+    images = random_images(config, device).float() / 127.5 - 1
+
+    def step() -> None:
+        with autocast(device):
+            tokens = run(images)
+        tokens.sum().backward()
+        model.zero_grad()
+
+    return step
+
+
+CONTENDERS = {
+    OURS: build_ours,
+    "vit-pytorch MPP": build_vit_pytorch,
+    "transformers MIM": build_transformers,
+    FLOOR: build_timm,
+}
+
+
+def training_step(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Step:
+    """Forward, backward, optimiser, with the same fused AdamW for all."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        with autocast(device):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def take_turns(rows: list[Measured], steps: dict[str, Step], rounds: int, device: torch.device) -> None:
+    """Time the contenders in turns; a round on a GPU is twenty steps, so that starting kernels does not count."""
+    repeat = 20 if device.type == "cuda" else 1
+    for _ in range(rounds):
+        for row in rows:
+            settle(device)
+            started = time.perf_counter()
+            for _ in range(repeat):
+                steps[row.name]()
+            settle(device)
+            row.seconds.append((time.perf_counter() - started) / repeat)
+
+
+def memory_of(config: Benchmark, name: str, device: torch.device) -> float | None:
+    """Peak memory of a contender's step in MiB, in a process of its own; None where it does not run there."""
+    options = ["--variant", config.variant, "--img-size", str(config.img_size), "--batch-size", str(config.batch_size)]
+    line = [sys.executable, __file__, *options, "--memory-of", name]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.split() else None
+
+
+def peak_memory_here(config: Benchmark, device: torch.device) -> float:
+    """Of this process: on a GPU what tensors take, on a CPU what two steps add to the process."""
+    use_the_cpu_well(device)
+    name = config.memory_of or ""
+    compiled = name.endswith(", compiled")
+    step = CONTENDERS[name.removesuffix(", compiled")](config, device, compiled)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    for _ in range(2):
+        step()
+    settle(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def step_flops(config: Benchmark) -> int:
+    """Floating-point operations of our step on one image, forward and backward, counted on a CPU."""
+    from mpp.corrupt import draw_corruption
+    from mpp.draws import Purpose, generator
+    from mpp.models import MaskedPatchModel
+    from mpp.vit import ViT
+
+    vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
+    model = MaskedPatchModel(vit, 512)
+    with FlopCounterMode(display=False) as counter:
+        model(
+            torch.zeros(1, 3, config.img_size, config.img_size),
+            draw_corruption([generator(0, Purpose.TRAIN)], vit.grid),
+        ).sum().backward()
+    return counter.get_total_flops()
+
+
+def matmul_flops(device: torch.device) -> float:
+    """FLOP/s of a large matrix product in the precision of training: what this device can do at best."""
+    size = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = torch.randn(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(10):
+        settle(device)
+        started = time.perf_counter()
+        a @ b
+        settle(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+# --- the loader ------------------------------------------------------------------------------------------------------
+
+
+def measure_loader(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
+    """Images/s of one process that reads, decodes, crops and flips, for small images and for photographs' sizes."""
+    small, large = (600, 120) if config.quick else (3000, 400)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for title, count, (height, width), size, crop in (
+            ("32 x 32 JPEGs", small, (32, 32), 32, "pad"),
+            ("500 x 375 JPEGs", large, (375, 500), 224, "resized"),
+        ):
+            root = Path(folder) / title.replace(" ", "")
+            make_jpegs(root / "train", count, height, width)
+            loaders = {
+                OURS: lambda root=root, size=size, crop=crop: our_batches(root, size, crop),
+                "ImageFolder + PIL": lambda root=root, size=size, crop=crop: image_folder_batches(root, size, crop),
+                "datasets + with_transform": lambda root=root, size=size, crop=crop: datasets_batches(root, size, crop),
+            }
+            rows = [Measured(name) for name in loaders]
+            for turn in range(1 + (2 if config.quick else config.rounds)):
+                for row in rows:
+                    started = time.perf_counter()
+                    seen = sum(len(batch) for batch in loaders[row.name]())
+                    if turn:  # the first goes over cold files
+                        row.seconds.append((time.perf_counter() - started) / seen)
+            table = {row.name: {"images_per_second": row.rate(1), "spread": row.spread()} for row in rows}
+            found[title] = table
+            ours = table[OURS]["images_per_second"]
+            show(
+                f"The loader, one process: {title} to {size} x {size}, crop {crop} and flip",
+                ["", "images/s", "spread", "ours is"],
+                [
+                    [
+                        name,
+                        f"{e['images_per_second']:,.0f}",
+                        f"{e['spread']:.1%}",
+                        f"{ours / e['images_per_second']:.2f} x",
+                    ]
+                    for name, e in table.items()
+                ],
+            )
+    return found
+
+
+def make_jpegs(folder: Path, count: int, height: int, width: int) -> None:
+    """Photograph-like files: smooth random fields with some noise, so that they compress as photographs do."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / str(i % 4) / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        noisy = np.clip(np.asarray(coarse, np.int16) + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(path, quality=90)
+
+
+def our_batches(root: Path, size: int, crop: Any) -> Iterator[Tensor]:
+    """Batches of training as mpp/pretrain.py reads them, without corruption; shift and flip are made here, too."""
+    from mpp.augment import shift_and_flip
+    from mpp.images import load_images
+    from mpp.loader import Share, View, no_draws, train_loader
+
+    images = load_images(str(root), "train", size=(size, size))
+    steps = len(images) // 64
+    view = View((size, size), crop, pad=4, scale=(0.2, 1.0), flip=0.5)
+    for batch in train_loader(images, view, no_draws, seed=0, share=Share(64), start=0, steps=steps, workers=0):
+        yield shift_and_flip(batch["images"], batch["shift"], batch["flip"])
+
+
+def pil_transforms(size: int, crop: str) -> Any:
+    """The usual transforms, to uint8 tensors."""
+    from torchvision.transforms import v2
+
+    cut = v2.RandomCrop(size, padding=4) if crop == "pad" else v2.RandomResizedCrop(size, scale=(0.2, 1.0))
+    return v2.Compose([cut, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def image_folder_batches(root: Path, size: int, crop: str) -> Iterator[Tensor]:
+    """torchvision's ImageFolder and a DataLoader."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    images = ImageFolder(str(root / "train"), pil_transforms(size, crop))
+    yield from (batch for batch, _ in DataLoader(images, batch_size=64, shuffle=True, drop_last=True))
+
+
+def datasets_batches(root: Path, size: int, crop: str) -> Iterator[Tensor]:
+    """`datasets` with a transform, as transformers' run_mim reads."""
+    from datasets import load_dataset
+    from torch.utils.data import DataLoader
+
+    transform = pil_transforms(size, crop)
+    images = load_dataset(str(root), split="train").with_transform(
+        lambda rows: {"pixel_values": [transform(image.convert("RGB")) for image in rows["image"]]}
+    )
+    for batch in DataLoader(images, batch_size=64, shuffle=True, drop_last=True):
+        yield batch["pixel_values"]
+
+
+# --- the training command, and cost against size ---------------------------------------------------------------------
+
+
+def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
+    """The training command itself, on the built-in images: images/s and the share of time that it waited for data."""
+    steps = 30 if config.quick else 200
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--train.steps", str(steps), "--train.batch-size", "64", "--eval.every", str(steps)]
+        script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
+        line = [sys.executable, script, *options, "--eval.images", "64", "--output", f"{folder}/run"]
+        started = time.perf_counter()
+        subprocess.run(line, check=True, capture_output=True)
+        took = time.perf_counter() - started
+        lines = [json.loads(text) for text in Path(folder, "run", "metrics.jsonl").read_text().splitlines()][5:]
+    speed = statistics.median(line["speed/images_per_second"] for line in lines)
+    wait = statistics.median(line["speed/data_wait"] for line in lines)
+    show(
+        f"mpp/pretrain.py, {steps} steps of 64 built-in images",
+        ["images/s", "waiting for data", "whole command"],
+        [[f"{speed:.0f}", f"{wait:.1%}", f"{took:.0f} s"]],
+    )
+    return {"images_per_second": speed, "data_wait": wait, "seconds": took}
+
+
+def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
+    """Images/s against image size, and on a GPU the largest batch that fits: the two figures of the ViT paper."""
+    from matplotlib.figure import Figure
+
+    sizes = (64, 128, 224) if config.quick else (64, 128, 224, 288, 384)
+    variants: tuple[Variant, ...] = (
+        ("Ti",) if config.quick else ("Ti", "S") if device.type == "cpu" else ("S", "B", "L")
+    )
+    found: dict[str, Any] = {}
+    for variant in variants:
+        for size in sizes:
+            each = Benchmark(variant=variant, img_size=size, batch_size=config.batch_size)
+            step = build_ours(each, device, False)
+            step()
+            row = Measured(f"{variant} {size}")
+            take_turns([row], {row.name: step}, 2 if config.quick else 5, device)
+            found[row.name] = {
+                "variant": variant,
+                "img_size": size,
+                "patches": (size // 16) ** 2,
+                "images_per_second": row.rate(config.batch_size or 1),
+                "largest_batch": largest_batch(each) if device.type == "cuda" else None,
+            }
+            del step
+            gc.collect()
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    speed, batch = figure.subplots(1, 2)
+    for variant in variants:
+        entries = [e for e in found.values() if e["variant"] == variant]
+        patches = np.array([e["patches"] for e in entries], float)
+        seconds = np.array([1 / e["images_per_second"] for e in entries])
+        # what an image costs = a per patch + b per pair of patches: the quadratic term of attention
+        terms, *_ = np.linalg.lstsq(np.stack([patches, patches**2], 1), seconds, rcond=None)
+        at = np.linspace(sizes[0], sizes[-1])
+        n = (at / 16) ** 2
+        points = speed.plot(
+            [e["img_size"] for e in entries], [e["images_per_second"] for e in entries], "o", label=variant
+        )
+        speed.plot(at, 1 / (terms[0] * n + terms[1] * n**2), color=points[0].get_color(), alpha=0.6)
+        found[f"{variant} terms"] = {"seconds_per_patch": terms[0], "seconds_per_pair": terms[1]}
+        if device.type == "cuda":
+            batch.plot([e["img_size"] for e in entries], [e["largest_batch"] for e in entries], "o-", label=variant)
+    speed.set(xlabel="image size", ylabel="images/s", yscale="log", title="lines: a N + b N² fitted, N patches")
+    batch.set(xlabel="image size", ylabel="largest batch that fits", yscale="log")
+    speed.legend()
+    figure.savefig(out / "sizes.png", dpi=110)
+    show(
+        "Cost against image size (patches of 16)",
+        ["", "patches", "images/s", "largest batch"],
+        [
+            [name, str(e["patches"]), f"{e['images_per_second']:.1f}", str(e["largest_batch"] or "-")]
+            for name, e in found.items()
+            if "patches" in e
+        ],
+    )
+    return found
+
+
+def largest_batch(config: Benchmark) -> int:
+    """The largest power of two of images whose step fits in the GPU's memory."""
+    device, batch = torch.device("cuda"), 8
+    while batch < 1 << 16:
+        try:
+            config.batch_size = 2 * batch
+            build_ours(config, device, False)()
+            batch *= 2
+        except torch.cuda.OutOfMemoryError:
+            break
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+    return batch
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def random_images(config: Benchmark, device: torch.device) -> Tensor:
+    """uint8 (B, 3, H, W), the same for all contenders."""
+    rng = torch.Generator().manual_seed(0)
+    shape = (config.batch_size or 1, 3, config.img_size, config.img_size)
+    return torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8).to(device)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU, fp32 on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def precision_of(device: torch.device) -> str:
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def use_the_cpu_well(device: torch.device) -> None:
+    """The settings that training has on a CPU, for all contenders."""
+    if device.type == "cpu":
+        from mpp.loop import use_the_cpu_well
+
+        use_the_cpu_well()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured where."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%F")}
+
+
+def show(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table."""
+    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    print(f"\n{title}")
+    for row in [header, *rows]:
+        print(
+            "  "
+            + "  ".join(
+                cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
