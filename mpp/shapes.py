@@ -38,27 +38,28 @@ class Shapes:
         return SPLITS[self.split]
 
     def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        draws = _draws(self.split, indices)
+        draws = scene_draws(self.split, indices)
         labels = scene_labels(draws)
         return [Image.fromarray(image) for image in render(draws, labels, self.size)]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         if len(indices) == len(self):  # who chooses among all labels asks for them again and again
             return _all_labels(self.split)[self.label][np.asarray(indices)]
-        return scene_labels(_draws(self.split, indices))[self.label]
+        return scene_labels(scene_draws(self.split, indices))[self.label]
 
     def where(self, index: int) -> str:
         return f"shapes, {self.split}, scene {index}"
 
 
-def _draws(split: str, indices: Sequence[int]) -> np.ndarray:
+def scene_draws(split: str, indices: Sequence[int]) -> np.ndarray:
+    """Random numbers in 0..1 that scenes are made of: (len(indices), _NUM_DRAWS), functions of split and index."""
     number = list(SPLITS).index(split)
     return np.stack([generator(0, Purpose.SHAPES, number, int(i)).random(_NUM_DRAWS) for i in indices])
 
 
 @cache
 def _all_labels(split: str) -> dict[str, np.ndarray]:
-    return scene_labels(_draws(split, range(SPLITS[split])))
+    return scene_labels(scene_draws(split, range(SPLITS[split])))
 
 
 def scene_labels(draws: np.ndarray) -> dict[str, np.ndarray]:

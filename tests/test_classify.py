@@ -29,14 +29,15 @@ from tests.test_pretrain import launch_file, losses, reset_accelerate, two_proce
 SHAPE = ["--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"]
 SMALL = [
     *("--train.steps", "6", "--train.batch-size", "8", "--train.checkpoint-every", "2", "--optim.warmup-steps", "2"),
-    *("--eval.every", "3", "--eval.images", "60", "--train.log-every", "1", "--data.labels", "40"),
+    *("--eval.every", "3", "--eval.images", "60", "--train.log-every", "1"),
 ]
 
 
 def run(command, output: Path, *options: str) -> dict:
     """Run a command in this process; returns its result.json."""
     reset_accelerate()
-    command([*SMALL, "--output", str(output), *options])
+    labels = [] if "--eval-only" in options else ["--data.labels", "40"]
+    command([*SMALL, *labels, "--output", str(output), *options])
     return json.loads((output / "result.json").read_text())
 
 
@@ -67,6 +68,7 @@ def test_a_fine_tuning_leaves_the_files_of_the_contract(tuned):
     assert {"eval/top1", "eval/top5", "eval/loss", "train/loss", "train/top1"} <= set(lines[2])
     result = json.loads((tuned / "result.json").read_text())
     assert result["eval/top1"] == lines[-1]["eval/top1"]
+    assert list((tuned / "tensorboard").rglob("events*"))
     assert (result["labels"], result["classes"], result["eval_images"], result["init"]) == (40, 8, 60, "scratch")
     assert Image.open(next((tuned / "samples").glob("confusion_*.png"))).size > (300, 200)
 
@@ -132,12 +134,25 @@ def test_two_processes_measure_exactly_what_one_measures(tuned, tmp_path):
         assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert one["eval_images"] == 1003
+    assert one.pop("seconds") > 0
+    assert two.pop("seconds") > 0
     assert one == two
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "two.csv").read_text()
 
 
 def test_two_processes_train_as_one(tmp_path):
-    options = [*SMALL, *SHAPE, "--augment.mixup", "0.8", "--augment.cutmix", "1.0", "--augment.randaugment", "2"]
+    options = [
+        *SMALL,
+        *SHAPE,
+        "--data.labels",
+        "40",
+        "--augment.mixup",
+        "0.8",
+        "--augment.cutmix",
+        "1.0",
+        "--augment.randaugment",
+        "2",
+    ]
     for name, launcher in (("one", None), ("two", two_processes())):
         done = launch_file("recipes/finetune.py", *options, "--output", str(tmp_path / name), launcher=launcher)
         assert done.returncode == 0, done.stderr
@@ -175,6 +190,7 @@ def test_learning_rates_are_tried_on_training_labels_and_the_best_is_used(tmp_pa
     trial = json.loads((tmp_path / "run" / "lr_grid" / "0.003" / "result.json").read_text())
     assert trial["eval/top1"] == result["lr_grid_top1"]["0.003"]
     assert len(read_metrics(tmp_path / "run")) == 4
+    assert list((tmp_path / "run" / "tensorboard").rglob("events*"))  # its own, beside those of the trials
 
 
 def test_a_backbone_trained_at_16_fine_tunes_at_24(backbone, tmp_path):
@@ -210,6 +226,7 @@ def test_supervised_pretraining_exports_a_backbone_that_fine_tunes(tmp_path):
     ("options", "says"),
     [
         (["--eval-only"], "--eval-only measures a fine-tuned model; name its run with --init"),
+        (["--eval-only", "--init", "x", "--data.labels", "9"], "--data.labels and --model.pool are for training"),
         (["--export-predictions", "p.txt"], "must end in .parquet or .csv"),
         (["--optim.lr-grid", "0.1", "-1"], "--optim.lr-grid"),
         (["--augment.mixup", "-1"], "--augment.mixup -1.0 must not be negative"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mpp.shapes import LABELS, SPLITS, Shapes, render, scene_labels
+from mpp.shapes import LABELS, SPLITS, Shapes, render, scene_draws, scene_labels
 
 HUES = np.array([0, 30, 55, 120, 185, 225, 285]) / 360  # of the colour names but grey, in turns
 
@@ -20,7 +20,7 @@ def arrays(images):
 
 def plain_draws(batch):
     """Draws of scenes that vary in nothing but their labels: bright shapes on a dark background, textured faintly."""
-    draws = np.full((batch, Shapes("train", (8, 8))._draws([0]).shape[1]), 0.5)
+    draws = np.full((batch, scene_draws("train", [0]).shape[1]), 0.5)
     scene = draws[:, 4:24]
     scene[:, [2, 6, 7, 15, 16]] = 0.0  # the background's value, both textures' kind (a slope) and contrast
     scene[:, [9, 11]] = 1.0  # the shapes' saturation and value
@@ -90,13 +90,13 @@ def test_every_class_is_about_as_frequent_as_any_other(label):
 
 
 def test_labels_are_independent_of_one_another():
-    labels = scene_labels(Shapes("train", (8, 8))._draws(range(4000)))
+    labels = scene_labels(scene_draws("train", range(4000)))
     values = np.stack([labels[name] for name in LABELS])
     assert np.abs(np.corrcoef(values) - np.eye(len(LABELS))).max() < 0.08
 
 
 def test_the_largest_shape_lies_in_the_quarter_called_place():
-    draws = Shapes("train", (8, 8))._draws(range(400))
+    draws = scene_draws("train", range(400))
     labels = scene_labels(draws)
     _, change = painted(draws, labels, (64, 64))
     quarters = (change > 0).reshape(400, 2, 32, 2, 32).sum((2, 4)).reshape(400, 4)
@@ -106,7 +106,7 @@ def test_the_largest_shape_lies_in_the_quarter_called_place():
 
 
 def test_the_hue_of_the_painted_pixels_is_called_colour():
-    draws = Shapes("test", (8, 8))._draws(range(400))
+    draws = scene_draws("test", range(400))
     labels = scene_labels(draws)
     scenes, change = painted(draws, labels, (48, 48))
     seen = []
@@ -127,7 +127,7 @@ def test_there_are_as_many_shapes_as_count_says():
 
 
 def test_shapes_cover_a_visible_part_of_every_scene():
-    draws = Shapes("train", (8, 8))._draws(range(200))
+    draws = scene_draws("train", range(200))
     _, change = painted(draws, scene_labels(draws), (32, 32))
     share = (change > 0).mean((1, 2))
     assert share.min() > 0.03
