@@ -186,7 +186,7 @@ class FineTuneOptim(Optim):
 class Train:
     """How long, how fast, and what is kept."""
 
-    steps: int = 1000
+    steps: int = 900
     """Optimiser steps in all (a resumed run counts those it had)."""
     batch_size: int = 32
     """Images a step, over all processes and accumulation."""
@@ -198,7 +198,7 @@ class Train:
     """torch.compile the model: a minute at the start, faster steps on GPUs (on CPUs it needs a C++ compiler)."""
     log_every: int = 1
     """Steps between lines in metrics.jsonl and TensorBoard."""
-    checkpoint_every: int = 250
+    checkpoint_every: int = 300
     """Steps between checkpoints; there is one at the end and at a stop besides."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints to keep."""
@@ -224,7 +224,7 @@ class LabelledTrain(Train):
 class Eval:
     """Evaluation on held-out images while training."""
 
-    every: int = 250
+    every: int = 300
     """Steps between evaluations; there is one at the end besides."""
     images: int = 2000
     """How many held-out images, at most."""
@@ -388,8 +388,8 @@ class ArmPretraining:
     corrupt: Corrupt = field(default_factory=Corrupt)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
-    eval: PretrainEval = field(default_factory=PretrainEval)
+    train: Train = field(default_factory=lambda: Train(steps=800))
+    eval: PretrainEval = field(default_factory=lambda: PretrainEval(every=200))
 
 
 @dataclass
@@ -400,7 +400,7 @@ class ArmFineTuning:
     augment: LabelledAugment = field(default_factory=LabelledAugment)
     optim: FineTuneOptim = field(default_factory=FineTuneOptim)
     train: LabelledTrain = field(default_factory=lambda: LabelledTrain(steps=150, batch_size=32))
-    eval: LabelledEval = field(default_factory=lambda: LabelledEval(every=50, images=2000))
+    eval: LabelledEval = field(default_factory=lambda: LabelledEval(every=75, images=1000))
 
 
 @dataclass
@@ -422,7 +422,7 @@ class Compare:
     """Further backbones to compare, each as NAME=INIT."""
     data: Data = field(default_factory=Data)
     """The labelled set to fine-tune on. Of `shapes` the count is told; supervised pretraining learns the shape."""
-    labels: tuple[str, ...] = ("100", "500", "2000")
+    labels: tuple[str, ...] = ("100", "1000")
     """Numbers of training labels to fine-tune with, evenly over the classes; `all` is one."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of fine-tuning: choice of labels, head, order, augmentation, and the weights of scratch. Arms share them."""

@@ -18,7 +18,8 @@ from mpp.errors import UserError
 from mpp.images import Images, Unreadable, pixels, size_as_seen
 from mpp.packed import MAGIC, PackedSplit, read_header
 
-_AT_ONCE = 256  # images read, written and noted as done together
+_AT_ONCE = 256  # images read and written together
+_NOTE_EVERY = 8192  # images between notes of how far it is
 
 
 def pack(
@@ -69,7 +70,7 @@ def pack(
                     rows["next"] = indices[-1] + 1
                     state["done"] += len(indices)
                     bar.update(len(indices))
-                    if state["done"] % (32 * _AT_ONCE) < _AT_ONCE:
+                    if state["done"] % _NOTE_EVERY < len(indices):
                         _note(file, notes, state)
         _note(file, notes, state)
         header = _write_tables(file, splits, state, source)

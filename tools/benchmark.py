@@ -134,7 +134,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
     floor = next(row for row in rows if row.name == FLOOR).rate(images)
     peak = matmul_flops(device)
     flops = step_flops(config)
-    table = []
+    table: list[dict[str, Any]] = []
     for row in rows:
         memory = memory_of(config, row.name, device)
         table.append(
@@ -247,7 +247,7 @@ def build_transformers(config: Benchmark, device: torch.device, compiled: bool) 
     from mpp.vit import VARIANTS
 
     size = VARIANTS[config.variant]
-    model = ViTForMaskedImageModeling(
+    model: Any = ViTForMaskedImageModeling(
         ViTConfig(
             hidden_size=size["embed_dim"],
             num_hidden_layers=size["depth"],
@@ -259,7 +259,8 @@ def build_transformers(config: Benchmark, device: torch.device, compiled: bool) 
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-    ).to(device)
+    )
+    model.to(device)
     run = torch.compile(model) if compiled else model
     images = random_images(config, device)
     patches = (config.img_size // 16) ** 2

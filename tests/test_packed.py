@@ -1,0 +1,138 @@
+"""Packed sets: the same images as the source, in one file that opens at once and tells when it is damaged."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpp.errors import UserError
+from mpp.images import load_images, split_names
+from mpp.packing import fingerprint, pack, verify
+from mpp.records import read_metrics
+from tests.test_pretrain import losses, pretrain
+from tools.pack import main
+
+
+def write_set(folder, sizes=((16, 16),), count=12):
+    """A folder of images with classes and two splits; no two alike."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for i in range(count):
+            path = folder / split / ("cat", "dog")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            height, width = sizes[i % len(sizes)]
+            Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder of images of 16 x 16."""
+    return write_set(tmp_path / "source")
+
+
+def test_a_packed_set_has_the_images_labels_and_splits_of_its_source(source, tmp_path):
+    out = str(main(["--data.path", str(source), "--out", str(tmp_path / "set.mpp")]))
+    assert split_names(out) == split_names(str(source)) == ["train", "test"]
+    for split in ("train", "test"):
+        packed, plain = load_images(out, split), load_images(str(source), split)
+        every = range(len(plain))
+        assert packed.label_names == plain.label_names == ["cat", "dog"]
+        assert np.array_equal(packed.labels(every), plain.labels(every))
+        images = [np.asarray(image.convert("RGB")) for image in plain.read(every)]
+        assert np.array_equal(packed.arrays([5, 2, 5]), np.stack([images[i] for i in (5, 2, 5)]))
+        for ours, theirs in zip(packed.read(every), images, strict=True):
+            assert np.array_equal(np.asarray(ours), theirs)
+
+
+def test_images_of_many_sizes_are_packed_and_large_ones_shrunk(tmp_path):
+    write_set(tmp_path / "source", sizes=((40, 20), (8, 12), (30, 60)))
+    out = str(main(["--data.path", str(tmp_path / "source"), "--out", str(tmp_path / "set.mpp"), "--size", "10"]))
+    packed = load_images(out, "train")
+    plain = load_images(str(tmp_path / "source"), "train")
+    wanted = {(40, 20): (20, 10), (8, 12): (8, 12), (30, 60): (10, 20)}  # (height, width)
+    for ours, theirs in zip(packed.read(range(12)), plain.read(range(12)), strict=True):
+        assert (ours.height, ours.width) == wanted[theirs.height, theirs.width]
+
+
+def test_training_from_a_packed_set_gives_the_losses_of_its_source(source, tmp_path):
+    main(["--data.path", str(source), "--out", str(tmp_path / "set.mpp")])
+    plain = pretrain(tmp_path / "plain", "--data.path", str(source))
+    for workers in ("0", "2"):
+        packed = pretrain(
+            tmp_path / f"packed-{workers}", "--data.path", str(tmp_path / "set.mpp"), "--data.workers", workers
+        )
+        assert losses(packed) == losses(plain)
+    assert read_metrics(tmp_path / "packed-0")[-1]["eval/loss"] == plain[-1]["eval/loss"]
+
+
+def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpp.packing._AT_ONCE", 2)
+    source = write_set(tmp_path / "source", sizes=((16, 16), (8, 8)))
+    splits = {name: load_images(str(source), name) for name in split_names(str(source))}
+    whole, cut = tmp_path / "whole.mpp", tmp_path / "cut.mpp"
+    pack(splits, whole, "as it was", progress=False)
+
+    class Dying:
+        """The training split, which ends the program at its ninth image."""
+
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getattr__(self, name):
+            return getattr(self.images, name)
+
+        def read(self, indices):
+            if 8 in indices:
+                raise KeyboardInterrupt
+            return self.images.read(indices)
+
+    monkeypatch.setattr("mpp.packing._NOTE_EVERY", 1)
+    with pytest.raises(KeyboardInterrupt):
+        pack(splits | {"train": Dying(splits["train"])}, cut, "as it was", progress=False)
+    assert not cut.exists()
+    noted = json.loads((tmp_path / "cut.mpp.partial.json").read_text())
+    assert noted["splits"]["train"]["next"] == 8
+    with pytest.raises(UserError, match="of one that has changed since"):
+        pack(splits, cut, "as it is now", progress=False)
+    pack(splits, cut, "as it was", progress=False)
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_another_file_in_the_source_is_another_fingerprint(source):
+    def told() -> str:
+        return fingerprint({name: load_images(str(source), name) for name in split_names(str(source))})
+
+    before = told()
+    assert told() == before
+    Image.new("RGB", (16, 16)).save(source / "train" / "cat" / "new.png")
+    assert told() != before
+
+
+def test_damage_is_found(source, tmp_path):
+    out = main(["--data.path", str(source), "--out", str(tmp_path / "set.mpp")])
+    verify(str(out))
+    content = bytearray(out.read_bytes())
+    content[100] ^= 1
+    out.write_bytes(content)
+    with pytest.raises(UserError, match="does not have the checksum"):
+        verify(str(out))
+    out.write_bytes(content[:-20])
+    with pytest.raises(UserError, match="damaged packed file"):
+        load_images(str(out), "train")
+
+
+def test_an_unreadable_image_stops_packing_or_is_left_out(source, tmp_path):
+    broken = next((source / "train").rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError, match="could not be read"):
+        main(["--data.path", str(source), "--out", str(tmp_path / "set.mpp")])
+    out = main(["--data.path", str(source), "--out", str(tmp_path / "set.mpp"), "--data.on-error", "skip"])
+    assert len(load_images(str(out), "train")) == 11
