@@ -293,7 +293,10 @@ def source_of(path: str) -> tuple[str, dict[str, dict[str, str]]]:
     if here.suffix == ".parquet" and here.is_file():
         return "parquet", {"data_files": {"train": str(here)}}
     if here.exists():
-        raise UserError(f"--data.path {path} is a file that is not parquet; give a folder of images or a .parquet file")
+        raise UserError(
+            f"--data.path {path} is a file that is neither parquet nor packed; give a folder of images, a .parquet "
+            f"file, or what tools/pack.py wrote"
+        )
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"--data.path {path} does not exist")
     return path, {}

@@ -20,6 +20,7 @@ from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Unreadable, naming_the_source, open_image, pick_column, source_of
 from mpp.loader import Batch, Draws, Sample, Share, View, as_it_is, leave_signals, read_batch
+from mpp.packed import is_packed
 
 if TYPE_CHECKING:
     from datasets import IterableDataset as Shards
@@ -34,7 +35,7 @@ Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples of it that wer
 
 def is_stream(path: str) -> bool:
     """Whether a path is a set of WebDataset shards (a local folder of .tar files, or such a set on the hub)."""
-    if path == "shapes":
+    if path == "shapes" or is_packed(path):
         return False
     from datasets import load_dataset_builder
 
