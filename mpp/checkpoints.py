@@ -49,7 +49,7 @@ def save(
             if weights is not None:
                 save_file({key: tensor.contiguous() for key, tensor in weights.state_dict().items()}, draft / name)
         torch.save(optimizer.state_dict(), draft / OPTIMIZER)
-        files = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+        files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
         (draft / STATE).write_text(json.dumps({"step": step, "files": files} | state, indent=1))
         for path in draft.iterdir():
             _flush(path)
@@ -75,7 +75,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in reversed(whole(folder)):
         try:
             state = json.loads((path / STATE).read_text())
-            damaged = [name for name, digest in state["files"].items() if _sha256(path / name) != digest]
+            damaged = [name for name, digest in state["files"].items() if sha256_of(path / name) != digest]
         except (OSError, ValueError, KeyError, TypeError) as error:
             damaged = [str(error)]
         if not damaged:
@@ -100,7 +100,8 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module 
     optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, read in parts."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
-from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width
+from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width, like
 from mpp.errors import UserError
 
 
@@ -137,10 +136,8 @@ def check_compare(config: Compare) -> None:
             raise UserError(f"{option} must be one or more, each given once")
     _refuse({"--probe-labels": config.probe_labels}, lambda count: count > 0, "must be above 0")
     _refuse({"--seeds": config.seeds}, lambda seed: seed >= 0, "must not be negative")
-    parts = {part.name: getattr(config.pretrain, part.name) for part in dataclasses.fields(config.pretrain)}
-    check_pretrain(Pretrain(**parts))
-    parts = {part.name: getattr(config.finetune, part.name) for part in dataclasses.fields(config.finetune)}
-    check_finetune(FineTune(**parts))
+    check_pretrain(like(Pretrain, config.pretrain))
+    check_finetune(like(FineTune, config.finetune))
     check_probe(LinearProbe(probe=config.probe))
     if config.pretrain.train.precision != config.finetune.train.precision:
         raise UserError("--pretrain.train.precision and --finetune.train.precision must be the same in one command")

@@ -35,7 +35,6 @@ class ClassifyJob:
         test: Images,
         config: Supervised | FineTune,
         accelerator: Accelerator,
-        share: Share,
     ) -> None:
         self.model, self.config, self.accelerator = model, config, accelerator
         self.train_images, self.eval_images = train, at_most(test, config.eval.images)
@@ -43,7 +42,6 @@ class ClassifyJob:
         self.predictions: Predictions | None = None  # of the last evaluation
         a = config.augment
         self.view = View(model.vit.img_size, a.crop, a.pad, a.scale, a.flip, a.randaugment)
-        refuse_odd_pairs(a, share)
 
     def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
         return train_loader(

@@ -20,7 +20,9 @@ from mpp.config import (
     Compare,
     DownstreamModel,
     FineTune,
+    LabelledAugment,
     LabelledData,
+    LabelledEval,
     LabelledTrain,
     LinearProbe,
     Model,
@@ -28,6 +30,7 @@ from mpp.config import (
     Pretrain,
     Supervised,
     height_width,
+    like,
     parse,
     write_toml,
 )
@@ -117,10 +120,9 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
         output.mkdir(parents=True, exist_ok=True)
         write_toml(config, output / "config.toml")
     for number, piece in enumerate(pieces, start=1):
-        accelerator.wait_for_everyone()
         if piece.done:
             continue
-        accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()  # all have looked, before the main process clears away
         if accelerator.is_main_process:
             piece.begin()
         accelerator.wait_for_everyone()
@@ -165,7 +167,7 @@ def open_downstream(config: Compare) -> Images:
     """The training images of the downstream task. Raises UserError, before anything is trained, if it has no labels or
     too few."""
     size = height_width(config.finetune.model.img_size or config.pretrain.model.img_size)
-    images, _ = open_labelled(LabelledData(**dataclasses.asdict(config.data)), size, seed=0)
+    images, _ = open_labelled(like(LabelledData, config.data), size, seed=0)
     classes = len(images.label_names or [])
     for labels in config.labels:
         if labels != "all" and not classes <= int(labels) <= len(images):
@@ -209,7 +211,7 @@ def adopt(config: Compare) -> None:
         config.pretrain.model = Model(**shape | {"img_size": tuple(hub["img_size"])})
         return
     run = parse(Pretrain, ["--config", str(file)])
-    of_run = ArmPretraining(**{part.name: getattr(run, part.name) for part in dataclasses.fields(ArmPretraining)})
+    of_run = like(ArmPretraining, run)
     if config.pretrain not in (ArmPretraining(), of_run):
         raise UserError(f"--pretrain options are those of the run that --mpp gives ({config.mpp}); leave them out")
     config.pretrain = of_run
@@ -234,28 +236,25 @@ def arms_of(config: Compare, output: Path) -> list[Arm]:
 
 def pretrain_piece(config: Compare, output: Path) -> Piece:
     """Masked patch prediction with the --pretrain options."""
-    options = {field.name: getattr(config.pretrain, field.name) for field in dataclasses.fields(config.pretrain)}
     folder = output / "pretrain" / "mpp"
-    return Piece("pretraining by masked patch prediction", folder, Pretrain(**options, output=str(folder), resume=True))
+    pretraining = like(Pretrain, config.pretrain, output=str(folder), resume=True)
+    return Piece("pretraining by masked patch prediction", folder, pretraining)
 
 
 def supervised_piece(config: Compare, output: Path) -> Piece:
     """Supervised pretraining with the same images, model, augmentation, optimiser and number of steps."""
     from_mpp = config.pretrain
-    data = {field.name: getattr(from_mpp.data, field.name) for field in dataclasses.fields(LabelledData)[:-1]}
     folder = output / "pretrain" / "supervised"
     supervised = Supervised(
-        data=LabelledData(**data),
-        model=PooledModel(**dataclasses.asdict(from_mpp.model), pool=config.finetune.model.pool),
+        data=like(LabelledData, from_mpp.data),
+        model=like(PooledModel, from_mpp.model, pool=config.finetune.model.pool),
+        augment=like(LabelledAugment, from_mpp.augment),
         optim=from_mpp.optim,
-        train=LabelledTrain(**dataclasses.asdict(from_mpp.train)),
+        train=like(LabelledTrain, from_mpp.train),
+        eval=like(LabelledEval, from_mpp.eval),
         output=str(folder),
         resume=True,
     )
-    for part in ("augment", "eval"):
-        shared = {field.name for field in dataclasses.fields(getattr(supervised, part))}
-        values = {k: v for k, v in dataclasses.asdict(getattr(from_mpp, part)).items() if k in shared}
-        setattr(supervised, part, dataclasses.replace(getattr(supervised, part), **values))
     return Piece("pretraining with labels", folder, supervised)
 
 
@@ -263,16 +262,16 @@ def model_of(config: Compare, arm: Arm) -> DownstreamModel:
     """Model options of a downstream run; scratch has the shape of what is pretrained."""
     model = config.finetune.model
     if arm.init != "scratch":
-        return dataclasses.replace(model)
-    shape = dataclasses.asdict(config.pretrain.model)
-    own = {"dropout": model.dropout, "drop_path": model.drop_path, "img_size": model.img_size or shape["img_size"]}
-    return DownstreamModel(**shape | own, pool=model.pool)
+        return model
+    shape = config.pretrain.model
+    own = {"dropout": model.dropout, "drop_path": model.drop_path, "img_size": model.img_size or shape.img_size}
+    return like(DownstreamModel, shape, **own, pool=model.pool)
 
 
 def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
     """The probes of an arm's frozen features."""
     folder = output / "probe" / arm.name / f"seed-{seed}"
-    data = LabelledData(**dataclasses.asdict(config.data), labels=config.probe_labels)
+    data = like(LabelledData, config.data, labels=config.probe_labels)
     probe = LinearProbe(
         init=arm.init,
         data=data,
@@ -288,11 +287,9 @@ def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
 def finetune_piece(config: Compare, arm: Arm, labels: int, seed: int, output: Path) -> Piece:
     """Fine-tuning of an arm."""
     folder = output / "finetune" / arm.name / f"labels-{labels}" / f"seed-{seed}"
-    data = LabelledData(**dataclasses.asdict(config.data), labels=labels)
-    options = {part: getattr(config.finetune, part) for part in ("augment", "optim", "train", "eval")}
-    tuning = FineTune(
-        **options, init=arm.init, data=data, model=model_of(config, arm), seed=seed, output=str(folder), resume=True
-    )
+    data = like(LabelledData, config.data, labels=labels)
+    own = {"init": arm.init, "data": data, "model": model_of(config, arm), "seed": seed}
+    tuning = like(FineTune, config.finetune, **own, output=str(folder), resume=True)
     return Piece(f"fine-tuning {arm.name} with {labels:,} labels, seed {seed}", folder, tuning, arm.pretraining)
 
 

@@ -440,6 +440,7 @@ class Compare:
 
 
 Config = TypeVar("Config")
+Options = TypeVar("Options")
 
 
 def parse(kind: type[Config], args: list[str] | None = None) -> Config:
@@ -487,6 +488,12 @@ def write_toml(config: Any, path: Path) -> None:
 
 
 _ONCE = ("config", "resume", "output", "export_predictions", "dry_run")  # of one start, not of what is computed
+
+
+def like(kind: type[Options], source: Any, **own: Any) -> Options:
+    """Options of `kind` with the values of those that `source` has, too, and with `own` values before them."""
+    shared = {f.name: getattr(source, f.name) for f in dataclasses.fields(kind) if hasattr(source, f.name)}  # type: ignore[arg-type]
+    return kind(**shared | own)
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mpp.classify_job import ClassifyJob, closing_summary, predict_set, write_result
+from mpp.classify_job import ClassifyJob, closing_summary, predict_set, refuse_odd_pairs, write_result
 from mpp.config import FineTune, Supervised, height_width, write_toml
 from mpp.images import Images
 from mpp.labelled import at_most, hold_out, open_labelled, open_measured
@@ -89,7 +89,6 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     if config.model.img_size is not None:
         model.vit.resize(height_width(config.model.img_size))
     model.to(accelerator.device).eval()
-    accelerator.project_configuration.logging_dir = str(output)
     records = Records(output, accelerator, config)
     records.open(0, "eval/top1")
     with accelerator.main_process_first():
@@ -153,5 +152,6 @@ def _train(
     """Put a fresh head on an encoder and train both."""
     share = share_of(config.train, accelerator)
     model = Classifier(vit, images.label_names or [], config.model.pool, head)
-    job = ClassifyJob(model, images, test, config, accelerator, share)
+    refuse_odd_pairs(config.augment, share)
+    job = ClassifyJob(model, images, test, config, accelerator)
     return train(job, config, accelerator, share, output, headline="eval/top1"), job

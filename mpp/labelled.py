@@ -69,23 +69,26 @@ def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.
     """
     rng = generator(seed, Purpose.SPLIT, 2, draw)
     order = rng.permutation(len(labels))
-    turns = np.empty(len(labels), dtype=np.int64)  # how many of its class come before an image
-    for name in np.unique(labels):
-        of_class = np.flatnonzero(labels[order] == name)
-        turns[of_class] = np.arange(len(of_class))
+    turns, _ = _turns(labels[order])
     return np.sort(order[np.argsort(turns, kind="stable")[:count]])
 
 
 def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices, sorted, of four fifths of the training labels to fit on and of one to choose by, class by class."""
     order = generator(seed, Purpose.SPLIT, 3).permutation(len(labels))
-    place = np.empty(len(labels))  # of an image in its class, in 0..1
-    for name in np.unique(labels):
-        of_class = np.flatnonzero(labels[order] == name)
-        place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
-    ranked = order[np.argsort(place, kind="stable")]
+    turns, sizes = _turns(labels[order])
+    ranked = order[np.argsort((turns + 0.5) / sizes, kind="stable")]
     count = max(1, len(labels) // 5)
     return np.sort(ranked[count:]), np.sort(ranked[:count])
+
+
+def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image: how many of its class come before it, and how many its class has."""
+    turns, sizes = np.empty((2, len(labels)), dtype=np.int64)
+    for name in np.unique(labels):
+        of_class = np.flatnonzero(labels == name)
+        turns[of_class], sizes[of_class] = np.arange(len(of_class)), len(of_class)
+    return turns, sizes
 
 
 def _open(data: Data, split: str, size: tuple[int, int]) -> Images:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -103,18 +103,30 @@ def read_batch(
     on; with no `stand_in` they are left out.
     """
     rngs = [generator(seed, purpose, s.step, s.place) for s in samples]
-    batch: Batch
     if view.takes_whole(images):
-        whole: Any = images
-        every = [s.index for s in samples]
-        batch = {"unreadable": {}, "index": torch.tensor(every, dtype=torch.int64)}
-        batch["images"] = torch.from_numpy(whole.arrays(every)).permute(0, 3, 1, 2).contiguous()
-        if labels:
-            batch["labels"] = torch.from_numpy(images.labels(every))
-        return batch | view.draw(rngs) | draws(rngs)
+        indices, kept = [s.index for s in samples], rngs
+        arrays, unreadable = cast(Any, images).arrays(indices), dict[str, str]()
+    else:
+        arrays, indices, kept, unreadable = _cut(images, samples, view, rngs, stand_in)
+    batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
+    if not len(arrays) or (stand_in and len(arrays) < len(samples)):
+        return batch  # nothing to train on; the caller sees why in "unreadable"
+    batch["images"] = torch.from_numpy(np.asarray(arrays)).permute(0, 3, 1, 2).contiguous()
+    if labels:
+        batch["labels"] = torch.from_numpy(images.labels(indices))
+    return batch | view.draw(kept) | draws(kept)
+
+
+def _cut(
+    images: Images, samples: Sequence[Sample], view: View, rngs: Rngs, stand_in: Callable[[int], int] | None
+) -> tuple[list[np.ndarray], list[int], Rngs, dict[str, str]]:
+    """Read and cut samples one by one: pixels, indices and generators of the readable, and why others are not."""
     chunks = (samples[i : i + _OPEN_AT_ONCE] for i in range(0, len(samples), _OPEN_AT_ONCE))
     opened = (image for chunk in chunks for image in images.read([s.index for s in chunk]))
-    arrays, indices, kept, unreadable = [], [], [], {}
+    arrays: list[np.ndarray] = []
+    indices: list[int] = []
+    kept: Rngs = []
+    unreadable: dict[str, str] = {}
     for sample, image, rng in zip(samples, opened, rngs, strict=True):
         index = sample.index
         for _ in range(_MAX_SKIPS_IN_A_ROW):
@@ -131,13 +143,7 @@ def read_batch(
                     break
                 index = stand_in(index)
                 image = images.read([index])[0]
-    batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
-    if not arrays or (stand_in and len(arrays) < len(samples)):
-        return batch  # nothing to train on; the caller sees why in "unreadable"
-    batch["images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    if labels:
-        batch["labels"] = torch.from_numpy(images.labels(indices))
-    return batch | view.draw(kept) | draws(kept)
+    return arrays, indices, kept, unreadable
 
 
 class SampleReader(Dataset):

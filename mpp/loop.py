@@ -97,7 +97,7 @@ def start_accelerator(precision: str) -> Accelerator:
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
         log_with="tensorboard",
-        project_config=ProjectConfiguration(logging_dir="."),  # `train` says where
+        project_config=ProjectConfiguration(logging_dir="."),  # `Records` says where
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # while one process prepares a large set
     )
     if accelerator.num_processes != world_size:
@@ -145,7 +145,6 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     options: Train = config.train
     accelerator.free_memory()  # of a run before, where a command makes several
     accelerator.gradient_accumulation_steps = options.accumulate
-    accelerator.project_configuration.logging_dir = str(output)
     optimizer = build_optimizer(job.model, config.optim, options.batch_size)
     peaks = [group["lr"] for group in optimizer.param_groups]
     options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
+from mpp.checkpoints import sha256_of
 from mpp.config import DownstreamModel, Model, height_width
 from mpp.corrupt import Corruption, corrupt
 from mpp.errors import UserError
@@ -125,7 +126,12 @@ def refuse_shape_options(init: str, model: DownstreamModel) -> None:
 def digest_of(init: str) -> str | None:
     """SHA-256 of the weights that --init names, to tell whether they have changed; None of scratch and the hub's."""
     weights = Path(exported(init, "backbone"), "model.safetensors") if init != "scratch" else Path()
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+    return _digest(weights, weights.stat().st_mtime_ns) if weights.is_file() else None
+
+
+@cache
+def _digest(weights: Path, written: int) -> str:
+    return sha256_of(weights)  # once for each time that they were written: a comparison asks again and again
 
 
 def load_backbone(init: str, img_size: tuple[int, int] | None = None, **options: float) -> ViT:

@@ -22,14 +22,15 @@ def build_optimizer(model: nn.Module, optim: Optim, batch_size: int) -> Optimize
     """--optim.name over a model's parameters; only the weights of linear layers decay."""
     lr = scaled_lr(optim, batch_size)
     groups = parameter_groups(model, optim.weight_decay, getattr(optim, "layer_decay", 1.0))
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     for group in groups:
         group["lr"] = lr * group.pop("lr_scale")
-    matrices = [group for group in groups if group.pop("matrices")]
+        (matrices if group.pop("matrices") else others).append(group)
     # fused: one pass over all weights instead of one kernel a tensor
     if optim.name == "sgd":
         return SGD(groups, lr=lr, momentum=optim.betas[0], fused=True)
     if optim.name == "muon":
-        others = [group for group in groups if not any(group is one for one in matrices)]
         # Muon's updates scaled to the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both
         muon = Muon(matrices, lr=lr, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         return Together([muon, AdamW(others, lr=lr, betas=optim.betas, fused=True)])
@@ -45,7 +46,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     """
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     depth = len(getattr(getattr(model, "vit", model), "blocks", ()))
-    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -53,8 +54,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
         scale = layer_decay ** (depth + 1 - layer)
         matrices = decays and 0 < layer <= depth
         group = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "matrices": matrices}
-        key = (layer if layer_decay < 1 else 0, decays, matrices)
-        groups.setdefault(key, group | {"params": []})["params"].append(parameter)
+        groups.setdefault((scale, decays, matrices), group | {"params": []})["params"].append(parameter)
     return list(groups.values())
 
 

@@ -38,16 +38,20 @@ def extract(
     mine: list[tuple[np.ndarray, np.ndarray]] = []
     with tqdm(total=total, unit="image", desc="features", disable=not accelerator.is_main_process) as bar:
         for batch in batches:
-            with accelerator.autocast():
-                outputs = vit.layers(normalise(batch["images"].to(accelerator.device)), layers)
-            pooled = torch.stack([pool_tokens(tokens, pool) for tokens in outputs]).float()  # (layers, B, D)
-            mine.append((batch["index"].numpy(), pooled.cpu().numpy()))
+            mine.append((batch["index"].numpy(), pooled(vit, batch["images"], pool, layers, accelerator).numpy()))
             bar.update(len(batch["index"]) * accelerator.num_processes)
     every = gather_object(mine) if accelerator.num_processes > 1 else mine
     indices = np.concatenate([index for index, _ in every])
     order = np.argsort(indices)
     features = np.concatenate([part for _, part in every], axis=1)[:, order]
     return [torch.from_numpy(layer) for layer in features], indices[order]
+
+
+def pooled(vit: ViT, images: Tensor, pool: str, layers: Sequence[int], accelerator: Accelerator) -> Tensor:
+    """Features of uint8 images (B, C, H, W) after each layer: float32 (layers, B, D) on the CPU."""
+    with accelerator.autocast():
+        outputs = vit.layers(normalise(images.to(accelerator.device)), layers)
+    return torch.stack([pool_tokens(tokens, pool) for tokens in outputs]).float().cpu()
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from mpp.augment import normalise
 from mpp.config import LabelledData, Pretrain, height_width
 from mpp.images import Images
 from mpp.labelled import draw_labels, open_fitted
 from mpp.loader import Subset, eval_loader, no_draws
 from mpp.loop import readable
-from mpp.models import pool_tokens
-from mpp.probes import FEW_SHOT_PENALTY, effective_rank, knn, ridge_top1, top_k
+from mpp.probes import FEW_SHOT_PENALTY, effective_rank, knn, pooled, ridge_top1, top_k
+from mpp.vit import ViT
 
 FIT, MEASURE = 400, 800  # images: 2 seconds of the nano model on two CPU cores
 
@@ -34,7 +33,7 @@ class QuickProbe:
         self.fit, self.fit_labels = self._decoded(Subset(images, fit), unreadable)
         self.test, self.test_labels = self._decoded(Subset(images, np.setdiff1d(chosen, fit)), unreadable)
 
-    def __call__(self, vit: nn.Module) -> dict[str, float]:
+    def __call__(self, vit: ViT) -> dict[str, float]:
         """Top-1 of ridge regression and of k-NN, and the features' effective rank; the same on all processes."""
         x, test_x = self._features(vit, self.fit), self._features(vit, self.test)
         votes = knn(x, self.fit_labels, test_x, self.classes)
@@ -55,10 +54,6 @@ class QuickProbe:
         batches = list(readable(loader, self.config.data.on_error, unreadable))
         return torch.cat([batch["images"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
 
-    def _features(self, vit: nn.Module, images: Tensor) -> Tensor:
-        parts = []
-        for part in images.split(self.config.eval.batch_size):
-            with self.accelerator.autocast():
-                tokens = vit(normalise(part.to(self.accelerator.device)))
-            parts.append(pool_tokens(tokens, "mean").float().cpu())
-        return torch.cat(parts)
+    def _features(self, vit: ViT, images: Tensor) -> Tensor:
+        parts = images.split(self.config.eval.batch_size)
+        return torch.cat([pooled(vit, part, "mean", [vit.depth], self.accelerator)[0] for part in parts])

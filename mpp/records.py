@@ -38,6 +38,7 @@ class Records:
         self._take_back(step)
         # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
         purge = {"purge_step": step + 1} if step else {}
+        self.accelerator.project_configuration.logging_dir = str(self.folder)
         self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(self.config).items()}
         for summary in hparams(plain, {headline: 0.0}):

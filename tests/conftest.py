@@ -24,3 +24,16 @@ def throwaway_cache():
     """Remove the cache of `datasets` after the last test."""
     yield _CACHE.name
     _CACHE.cleanup()
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """An exported backbone of random weights, for images of 16 x 16."""
+    import torch
+
+    from mpp import ViT
+
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    ViT("nano", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2).save_pretrained(folder)
+    return folder

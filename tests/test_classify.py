@@ -49,15 +49,6 @@ def tuned(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    """An exported backbone of random weights, for images of 16 x 16."""
-    folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    ViT("nano", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2).save_pretrained(folder)
-    return folder
-
-
 def test_a_fine_tuning_leaves_the_files_of_the_contract(tuned):
     names = {path.name for path in tuned.iterdir()}
     assert names == {

@@ -11,7 +11,6 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from mpp import ViT
 from mpp.config import LabelledData
 from mpp.errors import UserError
 from mpp.labelled import draw_labels, hold_out, open_labelled
@@ -91,15 +90,6 @@ def test_top_k_counts_labels_among_the_highest_scores():
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3], [0.2, 0.3, 0.4]])
     labels = torch.tensor([1, 2, 0])
     assert [top_k(scores, labels, k) for k in (1, 2, 3, 9)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    """An exported backbone of random weights."""
-    folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    ViT("nano", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2).save_pretrained(folder)
-    return folder
 
 
 OPTIONS = ["--data.split", "validation", "--data.eval-split", "test", "--data.labels", "203", "--batch-size", "64"]
