@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width, parse
 from mpp.corrupt import draw_corruption
-from mpp.draws import Purpose, generator
+from mpp.draws import Numbers, Purpose
 from mpp.models import Classifier, MaskedPatchModel, build_vit, load_backbone
 from mpp.report import Cost
 from mpp.targets import make_target
@@ -89,7 +89,7 @@ def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
         options = parse(Pretrain, file)
         vit = build_vit(options.model)
         target = make_target(options.data.target, vit.patch_size, options.data.bits)
-        drawn = draw_corruption([generator(0, Purpose.EVAL)], vit.grid, options.corrupt.ratio)
+        drawn = draw_corruption(Numbers(0, Purpose.EVAL, 0, range(1)), vit.grid, options.corrupt.ratio)
         flops = flops_an_image(MaskedPatchModel(vit, target.num_outputs), drawn)
     elif run.get("command") == "supervised":
         flops = flops_an_image(Classifier(build_vit(parse(Supervised, file).model), [""] * run["classes"], head="mlp"))

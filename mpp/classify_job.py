@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mpp.augment import mixed, normalise, shift_and_flip
+from mpp.augment import mixed, normalise
 from mpp.config import FineTune, LabelledAugment, Supervised
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
@@ -61,7 +61,7 @@ class ClassifyJob:
         return step * self.config.train.batch_size / len(self.train_images)
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images = normalise(shift_and_flip(batch["images"], batch["shift"], batch["flip"]))
+        images = normalise(batch["images"])
         weights = F.one_hot(batch["labels"], len(self.model.classes)).float()  # (B, classes)
         augment = self.config.augment
         if augment.mixup or augment.cutmix:

@@ -6,13 +6,14 @@ other patch's embedding, 10 % stay. Draws are made with numpy beside the loader;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from mpp.draws import Numbers, Use
 from mpp.vit import gather
 
 MaskShape = Literal["uniform", "blocks"]
@@ -36,16 +37,16 @@ def num_corrupted(num_patches: int, ratio: float) -> int:
 
 
 def draw_corruption(
-    rngs: Sequence[np.random.Generator],
+    numbers: Numbers,
     grid: tuple[int, int],
     ratio: float = 0.5,
     fates: tuple[float, float, float] = (0.8, 0.1, 0.1),
     shape: MaskShape = "uniform",
 ) -> Corruption:
-    """Choose each image's corrupted patches and their fates, with one generator an image.
+    """Choose each image's corrupted patches and their fates, by the numbers of its place in a batch.
 
     Args:
-        rngs: B generators; the same state gives the same corruption.
+        numbers: of B samples; the same ones give the same corruption.
         grid: patches (down, across), N in all.
         ratio: exactly round(ratio * N) patches of every image are corrupted.
         fates: probabilities of ([mask], a random other patch of the image, kept), in 0..1, with sum 1.
@@ -56,11 +57,12 @@ def draw_corruption(
     if min(fates) < 0 or abs(sum(fates) - 1) > 1e-6:
         raise ValueError(f"the fates of corrupted patches {fates} are not probabilities with sum 1")
     if shape == "uniform":
-        noise = np.stack([rng.random(num_patches) for rng in rngs])  # (B, N)
+        noise = numbers.uniform(Use.PATCHES, num_patches)  # (B, N)
         indices = np.sort(np.argpartition(noise, count, axis=1)[:, :count], axis=1)
     else:
+        rngs = (numbers.generator(Use.PATCHES, i) for i in range(len(numbers.places)))
         indices = np.stack([_blocks(rng, grid, count) for rng in rngs])
-    fate, offset = np.stack([rng.random((2, count)) for rng in rngs], axis=1)  # (B, K) each
+    fate, offset = rearrange(numbers.uniform(Use.FATES, 2 * count), "b (two k) -> two b k", two=2)  # (B, K) each
     other = (indices + 1 + (offset * (num_patches - 1)).astype(np.int64)) % num_patches  # never the patch itself
     sources = np.where(fate < fates[0], num_patches, np.where(fate < fates[0] + fates[1], other, indices))
     return Corruption(torch.from_numpy(indices), torch.from_numpy(sources))

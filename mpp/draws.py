@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -18,9 +19,40 @@ class Purpose(IntEnum):
     MIX = 5  # how a batch of labelled images is mixed
 
 
-def generator(seed: int, purpose: Purpose, step: int = 0, place: int = 0) -> np.random.Generator:
-    """A generator of its own for one sample: `place` in the global batch of `step` (or image, or epoch).
+class Use(IntEnum):
+    """What a sample's numbers decide; numbers of different uses are independent."""
 
-    Philox is counter-based, so a generator costs about 15 microseconds and no state has to be kept or saved.
+    CUT = 1  # the box of crop "resized", RandAugment
+    MOVE = 2  # shift and flip
+    PATCHES = 3  # which patches are corrupted
+    FATES = 4  # what becomes of them
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The random numbers of the samples at `places` of the global batch of `step`.
+
+    Each sample has its own, whatever batch it is read in: Philox is counter-based, so that the numbers of a process's
+    share are made at once, from its first place on, with no loop over samples and no state to keep or save.
     """
+
+    seed: int
+    purpose: Purpose
+    step: int
+    places: range
+
+    def uniform(self, use: Use, count: int) -> np.ndarray:
+        """Numbers in 0..1, `count` a sample: (B, count) float64."""
+        blocks = -(-count // 4)  # Philox makes four numbers from a count
+        bits = np.random.Philox(key=[self.seed, self.purpose], counter=[self.places.start * blocks, 0, self.step, use])
+        return np.random.Generator(bits).random((len(self.places), 4 * blocks))[:, :count]
+
+    def generator(self, use: Use, number: int) -> np.random.Generator:
+        """A generator for the sample `number` of these, where nobody knows how many numbers it takes."""
+        counter = [0, 1 + self.places[number], self.step, use]
+        return np.random.Generator(np.random.Philox(key=[self.seed, self.purpose], counter=counter))
+
+
+def generator(seed: int, purpose: Purpose, step: int = 0, place: int = 0) -> np.random.Generator:
+    """A generator of its own for whatever is numbered by `step` and `place`: an epoch, a scene, a draw of labels."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, place, step, 0]))

@@ -14,15 +14,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch.utils.data import DataLoader, Dataset
 
-from mpp.augment import Crop, centred_box, randaugmented, random_resized_box
-from mpp.draws import Purpose, generator
+from mpp.augment import Crop, centred_box, randaugmented, random_resized_box, shift_and_flip
+from mpp.draws import Numbers, Purpose, Use, generator
 from mpp.images import Images, Unreadable, pixels, size_as_seen
 
 Batch = dict[str, Any]
-Rngs = list[np.random.Generator]
-Draws = Callable[[Rngs], dict[str, torch.Tensor]]
+Draws = Callable[[Numbers], dict[str, torch.Tensor]]
 _MAX_SKIPS_IN_A_ROW = 1000
 _OPEN_AT_ONCE = 32  # images: more run into the limit on open files, and hold as many decoded
 
@@ -45,7 +45,7 @@ class Share:
 
 @dataclass(frozen=True)
 class View:
-    """How samples are cropped: to `size` (H, W), and by which augmentation (none for evaluation)."""
+    """How samples are cropped, to `size` (H, W), and otherwise changed (not at all for evaluation)."""
 
     size: tuple[int, int]
     crop: Crop = "none"
@@ -54,41 +54,52 @@ class View:
     flip: float = 0.0
     randaugment: int = 0
 
-    def cut(self, image: Any, rng: np.random.Generator) -> np.ndarray:
-        """Decode one image into (H, W, 3) uint8. Raises Unreadable."""
+    def cut(self, image: Any, numbers: Numbers, number: int) -> np.ndarray:
+        """Decode the image of sample `number` into (H, W, 3) uint8. Raises Unreadable."""
         height, width = size_as_seen(image)
         aspect = self.size[1] / self.size[0]
+        box = centred_box(height, width, aspect)
+        if not self.is_drawn:
+            return pixels(image, self.size, box)
+        rng = numbers.generator(Use.CUT, number)
         if self.crop == "resized":
             box = random_resized_box(rng, height, width, aspect, self.scale)
-        else:
-            box = centred_box(height, width, aspect)
         array = pixels(image, self.size, box)
         return randaugmented(array, self.randaugment, rng) if self.randaugment else array
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether `cut` leaves something to chance."""
+        return self.crop == "resized" or self.randaugment > 0
+
     def takes_whole(self, images: Any) -> bool:
         """Whether images need nothing from `cut`: packed ones of the size that is wanted."""
-        cuts = self.crop == "resized" or self.randaugment > 0
-        return not cuts and getattr(images, "packed_size", None) == self.size
+        return not self.is_drawn and getattr(images, "packed_size", None) == self.size
 
-    def draw(self, rngs: Rngs) -> dict[str, torch.Tensor]:
-        """The shift (B, 2) and flip (B,) of samples, made later on the device."""
+    def move(self, images: np.ndarray, numbers: Numbers, kept: Sequence[int]) -> np.ndarray:
+        """Shift and flip the images (B, H, W, 3) of the samples `kept` -> (B, 3, H, W)."""
         pad = self.pad if self.crop == "pad" else 0
-        u = torch.from_numpy(np.stack([rng.random(3) for rng in rngs]))
-        return {"shift": (u[:, :2] * (2 * pad + 1)).long() - pad, "flip": u[:, 2] < self.flip}
+        if not pad and not self.flip:
+            return np.ascontiguousarray(rearrange(images, "b h w c -> b c h w"))
+        u = numbers.uniform(Use.MOVE, 3)[kept]
+        return shift_and_flip(images, (u[:, :2] * (2 * pad + 1)).astype(np.int64) - pad, u[:, 2] < self.flip)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What to read: image `index` of the set, for `place` of the global batch of `step`."""
+class Samples:
+    """What to read: the images `indices` (B,) of a set, for `places` of the global batch of `step`."""
 
-    index: int
+    indices: np.ndarray
     step: int
-    place: int
+    places: range
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
 def read_batch(
     images: Images,
-    samples: Sequence[Sample],
+    samples: Samples,
     view: View,
     draws: Draws,
     seed: int,
@@ -102,40 +113,41 @@ def read_batch(
     The unreadable are named in batch["unreadable"]. In their place the image of index `stand_in(index)` is read, and so
     on; with no `stand_in` they are left out.
     """
-    rngs = [generator(seed, purpose, s.step, s.place) for s in samples]
+    numbers = Numbers(seed, purpose, samples.step, samples.places)
+    indices, kept = samples.indices, list(range(len(samples)))  # of the set; among the samples
+    unreadable: dict[str, str] = {}
     if view.takes_whole(images):
-        indices, kept = [s.index for s in samples], rngs
-        arrays, unreadable = cast(Any, images).arrays(indices), dict[str, str]()
+        arrays = cast(Any, images).arrays(indices)
     else:
-        arrays, indices, kept, unreadable = _cut(images, samples, view, rngs, stand_in)
-    batch: Batch = {"unreadable": unreadable, "index": torch.tensor(indices, dtype=torch.int64)}
+        arrays, indices, kept, unreadable = _cut(images, samples, view, numbers, stand_in)
+    batch: Batch = {"unreadable": unreadable, "index": torch.from_numpy(indices)}
     if not len(arrays) or (stand_in and len(arrays) < len(samples)):
         return batch  # nothing to train on; the caller sees why in "unreadable"
-    batch["images"] = torch.from_numpy(np.asarray(arrays)).permute(0, 3, 1, 2).contiguous()
+    batch["images"] = torch.from_numpy(view.move(np.asarray(arrays), numbers, kept))
     if labels:
-        batch["labels"] = torch.from_numpy(images.labels(indices))
-    return batch | view.draw(kept) | draws(kept)
+        batch["labels"] = torch.from_numpy(images.labels(indices.tolist()))
+    return batch | {name: value[kept] for name, value in draws(numbers).items()}
 
 
 def _cut(
-    images: Images, samples: Sequence[Sample], view: View, rngs: Rngs, stand_in: Callable[[int], int] | None
-) -> tuple[list[np.ndarray], list[int], Rngs, dict[str, str]]:
-    """Read and cut samples one by one: pixels, indices and generators of the readable, and why others are not."""
-    chunks = (samples[i : i + _OPEN_AT_ONCE] for i in range(0, len(samples), _OPEN_AT_ONCE))
-    opened = (image for chunk in chunks for image in images.read([s.index for s in chunk]))
+    images: Images, samples: Samples, view: View, numbers: Numbers, stand_in: Callable[[int], int] | None
+) -> tuple[list[np.ndarray], np.ndarray, list[int], dict[str, str]]:
+    """Read and cut samples one by one: pixels and indices of the readable, which they are, and why others are not."""
+    wanted = samples.indices.tolist()
+    chunks = (wanted[i : i + _OPEN_AT_ONCE] for i in range(0, len(wanted), _OPEN_AT_ONCE))
+    opened = (image for chunk in chunks for image in images.read(chunk))
     arrays: list[np.ndarray] = []
     indices: list[int] = []
-    kept: Rngs = []
+    kept: list[int] = []
     unreadable: dict[str, str] = {}
-    for sample, image, rng in zip(samples, opened, rngs, strict=True):
-        index = sample.index
+    for number, (index, image) in enumerate(zip(wanted, opened, strict=True)):
         for _ in range(_MAX_SKIPS_IN_A_ROW):
             try:
                 if isinstance(image, Unreadable):
                     raise image
-                arrays.append(view.cut(image, rng))
+                arrays.append(view.cut(image, numbers, number))
                 indices.append(index)
-                kept.append(rng)
+                kept.append(number)
                 break
             except Unreadable as error:
                 unreadable[images.where(index)] = str(error)
@@ -143,11 +155,11 @@ def _cut(
                     break
                 index = stand_in(index)
                 image = images.read([index])[0]
-    return arrays, indices, kept, unreadable
+    return arrays, np.array(indices, dtype=np.int64), kept, unreadable
 
 
 class SampleReader(Dataset):
-    """Turns lists of `Sample` of one set into batches, in the worker processes; with `replace`, the next readable image
+    """Turns `Samples` of one set into batches, in the worker processes; with `replace`, the next readable image
     stands in for an unreadable one."""
 
     def __init__(
@@ -156,7 +168,7 @@ class SampleReader(Dataset):
         self.images, self.view, self.draws = images, view, draws
         self.seed, self.purpose, self.labels, self.replace = seed, purpose, labels, replace
 
-    def __getitems__(self, samples: Sequence[Sample]) -> Batch:
+    def __getitems__(self, samples: Samples) -> Batch:
         stand_in = (lambda index: (index + 1) % len(self.images)) if self.replace else None
         return read_batch(
             self.images,
@@ -180,18 +192,19 @@ class TrainOrder:
     def __len__(self) -> int:
         return (self.steps - self.start) * self.share.accumulate
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+    def __iter__(self) -> Iterator[Samples]:
+        orders: dict[int, np.ndarray] = {}
         for step in range(self.start, self.steps):
             for micro in range(self.share.accumulate):
-                samples = []
-                for place in self.share.places(micro):
-                    position = step * self.share.batch_size + place
-                    if position // self.num_images != epoch:
-                        epoch = position // self.num_images
-                        order = generator(self.seed, Purpose.ORDER, epoch).permutation(self.num_images)
-                    samples.append(Sample(int(order[position % self.num_images]), step, place))
-                yield samples
+                places = self.share.places(micro)
+                epochs, positions = np.divmod(step * self.share.batch_size + np.asarray(places), self.num_images)
+                present = range(int(epochs[0]), int(epochs[-1]) + 1)  # a batch may end an epoch and begin the next
+                orders = {epoch: self._order(epoch) if epoch not in orders else orders[epoch] for epoch in present}
+                parts = [orders[epoch][positions[epochs == epoch]] for epoch in present]
+                yield Samples(np.concatenate(parts), step, places)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return generator(self.seed, Purpose.ORDER, epoch).permutation(self.num_images)
 
 
 def train_loader(
@@ -210,7 +223,7 @@ def train_loader(
     """Batches of training, one for each micro-batch of this process from step `start` to `steps`."""
     return DataLoader(
         SampleReader(images, view, draws, seed, Purpose.TRAIN, labels, replace=True),
-        batch_sampler=TrainOrder(len(images), seed, share, start, steps),
+        batch_sampler=cast(Any, TrainOrder(len(images), seed, share, start, steps)),
         collate_fn=as_it_is,
         num_workers=workers,
         worker_init_fn=leave_signals,
@@ -232,8 +245,9 @@ def eval_loader(
 ) -> DataLoader:
     """Every image once, in batches dealt out to the processes in turn. Draws do not depend on a run's seed, so that all
     runs are measured on the same task; batches do not depend on the number of processes, so that results do not."""
-    every = [Sample(i, 0, i) for i in range(len(images))]
-    batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+    starts = range(0, len(images), batch_size)
+    places = [range(start, min(start + batch_size, len(images))) for start in starts]
+    batches: list[Any] = [Samples(np.asarray(part), 0, part) for part in places]
     return DataLoader(
         SampleReader(images, View(size), draws, 0, Purpose.EVAL, labels, replace=False),
         batch_sampler=batches[rank::world_size],
@@ -244,7 +258,7 @@ def eval_loader(
     )
 
 
-def no_draws(rngs: Rngs) -> dict[str, torch.Tensor]:
+def no_draws(numbers: Numbers) -> dict[str, torch.Tensor]:
     """The draws of a job that needs none beside the view's."""
     return {}
 

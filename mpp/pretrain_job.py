@@ -13,14 +13,14 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mpp.augment import normalise, shift_and_flip
+from mpp.augment import normalise
 from mpp.config import Pretrain, height_width
 from mpp.corrupt import Corruption, MaskShape, draw_corruption
-from mpp.draws import Purpose, generator
+from mpp.draws import Numbers, Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
 from mpp.labelled import at_most, take_fraction
-from mpp.loader import Batch, Rngs, Share, Subset, View, eval_loader, train_loader
+from mpp.loader import Batch, Share, Subset, View, eval_loader, train_loader
 from mpp.loop import Outcome, how_to_resume, prepare_output, readable, share_of, to_device, train, workers_of
 from mpp.models import MaskedPatchModel, build_vit
 from mpp.quick_probe import QuickProbe
@@ -31,15 +31,15 @@ from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visib
 
 @dataclass(frozen=True)
 class CorruptionDraws:
-    """The corruption of a batch, from its samples' generators: what the loader draws for this job."""
+    """The corruption of a batch, from its samples' numbers: what the loader draws for this job."""
 
     grid: tuple[int, int]
     ratio: float
     fates: tuple[float, float, float]
     shape: MaskShape
 
-    def __call__(self, rngs: Rngs) -> dict[str, Tensor]:
-        return draw_corruption(rngs, self.grid, self.ratio, self.fates, self.shape)._asdict()
+    def __call__(self, numbers: Numbers) -> dict[str, Tensor]:
+        return draw_corruption(numbers, self.grid, self.ratio, self.fates, self.shape)._asdict()
 
 
 class PretrainJob:
@@ -79,8 +79,7 @@ class PretrainJob:
         return step * self.config.train.batch_size / len(self.train_images)
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images = shift_and_flip(batch["images"], batch["shift"], batch["flip"])
-        predictions, targets = self.predict(model, images, Corruption(batch["indices"], batch["sources"]))
+        predictions, targets = self.predict(model, batch["images"], Corruption(batch["indices"], batch["sources"]))
         loss = self.target.loss(predictions, targets)
         with torch.no_grad():
             right = self.target.predicted_bins(predictions) == self.target.bins(targets)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Unreadable, naming_the_source, open_image, pick_column, source_of
-from mpp.loader import Batch, Draws, Sample, Share, View, as_it_is, leave_signals, read_batch
+from mpp.loader import Batch, Draws, Samples, Share, View, as_it_is, leave_signals, read_batch
 from mpp.packed import is_packed
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class StreamReader(IterableDataset):
             row = Row({n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}, width)
             for micro in range(self.share.accumulate):
                 if number % workers == turn:
-                    samples = [Sample(place, step, place) for place in self.share.places(micro)]
+                    places = self.share.places(micro)
+                    samples = Samples(np.asarray(places), step, places)
                     batch = read_batch(
                         row, samples, self.view, self.draws, self.seed, Purpose.TRAIN, stand_in=row.next_of_lane
                     )

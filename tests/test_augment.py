@@ -12,57 +12,63 @@ from mpp.augment import centred_box, normalise, random_resized_box, shift_and_fl
 
 
 def images_of(shape, seed=0):
-    """Random uint8 images (B, C, H, W)."""
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+    """Random uint8 images (B, H, W, C)."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def channels_first(images):
+    """(B, H, W, C) -> (B, C, H, W)"""
+    return images.transpose(0, 3, 1, 2)
 
 
 def shifted_and_flipped_slowly(images, shift, flip):
     """`shift_and_flip` an image at a time: pad by reflection, crop, mirror."""
     results = []
-    for image, (down, right), mirror in zip(images.numpy(), shift.tolist(), flip.tolist(), strict=True):
-        height, width = image.shape[1:]
+    for image, (down, right), mirror in zip(images, shift.tolist(), flip.tolist(), strict=True):
+        height, width = image.shape[:2]
         pad_h, pad_w = abs(down), abs(right)
-        padded = np.pad(image, ((0, 0), (pad_h, pad_h), (pad_w, pad_w)), mode="reflect")
+        padded = np.pad(image, ((pad_h, pad_h), (pad_w, pad_w), (0, 0)), mode="reflect")
         top, left = pad_h - down, pad_w - right
-        crop = padded[:, top : top + height, left : left + width]
-        results.append(crop[..., ::-1] if mirror else crop)
-    return torch.from_numpy(np.stack(results))
+        crop = padded[top : top + height, left : left + width]
+        results.append(crop[:, ::-1] if mirror else crop)
+    return channels_first(np.stack(results))
 
 
 @pytest.mark.parametrize(
     ("height", "width", "pad"),
-    [(32, 32, 4), (24, 40, 23), (7, 12, 3), (8, 8, 30)],  # the last is reflected more than once
+    [(32, 32, 4), (24, 40, 23), (7, 12, 3), (8, 8, 30), (1, 5, 2)],  # the last two are reflected more than once
 )
 def test_shift_and_flip_equals_a_loop_over_padded_images(height, width, pad):
-    images = images_of((40, 3, height, width))
-    shift = torch.from_numpy(np.random.default_rng(1).integers(-pad, pad + 1, (40, 2)))
-    flip = torch.arange(40) % 2 == 1
-    shift[:4] = torch.tensor([[pad, pad], [-pad, -pad], [pad, -pad], [-pad, pad]])
+    images = images_of((40, height, width, 3))
+    shift = np.random.default_rng(1).integers(-pad, pad + 1, (40, 2))
+    flip = np.arange(40) % 2 == 1
+    shift[:4] = [[pad, pad], [-pad, -pad], [pad, -pad], [-pad, pad]]
     moved = shift_and_flip(images, shift, flip)
-    assert moved.dtype == torch.uint8
-    assert torch.equal(moved, shifted_and_flipped_slowly(images, shift, flip))
+    assert moved.dtype == np.uint8
+    assert moved.flags.c_contiguous
+    assert np.array_equal(moved, shifted_and_flipped_slowly(images, shift, flip))
 
 
 def test_no_shift_and_no_flip_leave_images_as_they_are():
-    images = images_of((5, 3, 9, 14))
-    nothing = shift_and_flip(images, torch.zeros(5, 2, dtype=torch.long), torch.zeros(5, dtype=torch.bool))
-    assert torch.equal(nothing, images)
+    images = images_of((5, 9, 14, 3))
+    nothing = shift_and_flip(images, np.zeros((5, 2), int), np.zeros(5, bool))
+    assert np.array_equal(nothing, channels_first(images))
 
 
 def test_a_shift_is_down_and_right_and_a_flip_swaps_left_and_right():
-    image = torch.arange(12).reshape(1, 1, 3, 4)
-    moved = shift_and_flip(image, torch.tensor([[1, 2]]), torch.tensor([False]))
+    image = np.arange(12).reshape(1, 3, 4, 1)
+    moved = shift_and_flip(image, np.array([[1, 2]]), np.array([False]))
     assert moved[0, 0, 1, 2:].tolist() == [0, 1]
-    flipped = shift_and_flip(image, torch.tensor([[0, 0]]), torch.tensor([True]))
-    assert torch.equal(flipped, image.flip(-1))
+    flipped = shift_and_flip(image, np.array([[0, 0]]), np.array([True]))
+    assert np.array_equal(flipped, channels_first(image[:, :, ::-1]))
 
 
 def test_only_the_flipped_images_of_a_batch_are_mirrored():
-    images = images_of((4, 3, 6, 6))
-    flip = torch.tensor([True, False, False, True])
-    moved = shift_and_flip(images, torch.zeros(4, 2, dtype=torch.long), flip)
-    assert torch.equal(moved[flip], images[flip].flip(-1))
-    assert torch.equal(moved[~flip], images[~flip])
+    images = images_of((4, 6, 6, 3))
+    flip = np.array([True, False, False, True])
+    moved = shift_and_flip(images, np.zeros((4, 2), int), flip)
+    assert np.array_equal(moved[flip], channels_first(images)[flip][..., ::-1])
+    assert np.array_equal(moved[~flip], channels_first(images)[~flip])
 
 
 @pytest.mark.parametrize("aspect", [1.0, 2.0, 0.4])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from mpp.corrupt import Corruption, corrupt, draw_corruption, num_corrupted
-from mpp.draws import Purpose, generator
+from mpp.draws import Numbers, Purpose
 from mpp.models import MaskedPatchModel
 from mpp.vit import ViT
 
 
-def rngs(count: int, seed: int = 0) -> list[np.random.Generator]:
-    """Generators as the loader makes them, one a sample."""
-    return [generator(seed, Purpose.TRAIN, 0, place) for place in range(count)]
+def numbers(count: int, first: int = 0) -> Numbers:
+    """The numbers of `count` samples, as the loader has them."""
+    return Numbers(0, Purpose.TRAIN, 0, range(first, first + count))
 
 
 @pytest.mark.parametrize("shape", ["uniform", "blocks"])
@@ -22,7 +21,7 @@ def rngs(count: int, seed: int = 0) -> list[np.random.Generator]:
     ("grid", "ratio", "count"), [((14, 14), 0.5, 98), ((8, 8), 0.15, 10), ((5, 3), 0.4, 6), ((2, 1), 0.5, 1)]
 )
 def test_exactly_round_ratio_n_patches_of_every_image_are_corrupted(shape, grid, ratio, count):
-    indices, sources = draw_corruption(rngs(50), grid, ratio, shape=shape)
+    indices, sources = draw_corruption(numbers(50), grid, ratio, shape=shape)
     assert indices.shape == sources.shape == (50, count)
     assert all(len(set(row.tolist())) == count for row in indices)
     assert indices.min() >= 0
@@ -31,13 +30,13 @@ def test_exactly_round_ratio_n_patches_of_every_image_are_corrupted(shape, grid,
 
 
 def test_every_patch_is_corrupted_equally_often():
-    indices = draw_corruption(rngs(20_000), (4, 5), 0.5).indices
+    indices = draw_corruption(numbers(20_000), (4, 5), 0.5).indices
     shares = torch.bincount(indices.flatten(), minlength=20) / 20_000
     assert (shares - 0.5).abs().max() < 5 * (0.25 / 20_000) ** 0.5  # five standard deviations
 
 
 def test_pairs_of_patches_are_corrupted_together_as_often_as_chance_says():
-    chosen = torch.zeros(20_000, 12).scatter(1, draw_corruption(rngs(20_000), (3, 4), 0.5).indices, 1.0)
+    chosen = torch.zeros(20_000, 12).scatter(1, draw_corruption(numbers(20_000), (3, 4), 0.5).indices, 1.0)
     together = chosen.T @ chosen / 20_000
     expected = 0.5 * 5 / 11  # without replacement
     off_diagonal = together[~torch.eye(12, dtype=torch.bool)]
@@ -46,14 +45,14 @@ def test_pairs_of_patches_are_corrupted_together_as_often_as_chance_says():
 
 @pytest.mark.parametrize("fates", [(0.8, 0.1, 0.1), (0.2, 0.5, 0.3), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)])
 def test_corrupted_patches_become_mask_another_or_themselves_in_the_given_shares(fates):
-    indices, sources = draw_corruption(rngs(10_000), (4, 4), 0.5, fates)
+    indices, sources = draw_corruption(numbers(10_000), (4, 4), 0.5, fates)
     shares = [(sources == 16), (sources != 16) & (sources != indices), (sources == indices)]
     for share, fate in zip(shares, fates, strict=True):
         assert abs(share.float().mean().item() - fate) <= 5 * (fate * (1 - fate) / sources.numel()) ** 0.5
 
 
 def test_a_random_other_patch_is_never_the_patch_itself_and_any_other_equally_often():
-    indices, sources = draw_corruption(rngs(40_000), (2, 3), 0.5, (0.0, 1.0, 0.0))
+    indices, sources = draw_corruption(numbers(40_000), (2, 3), 0.5, (0.0, 1.0, 0.0))
     assert (sources != indices).all()
     pairs = torch.bincount((indices * 6 + sources).flatten(), minlength=36).reshape(6, 6).float()
     shares = pairs / pairs.sum(1, keepdim=True)
@@ -65,7 +64,7 @@ def test_blocks_are_blocks():
     """Corrupted patches have far more corrupted neighbours with blocks than one by one."""
 
     def neighbours(shape: str) -> float:
-        mask = torch.zeros(500, 196).scatter(1, draw_corruption(rngs(500), (14, 14), 0.5, shape=shape).indices, 1.0)
+        mask = torch.zeros(500, 196).scatter(1, draw_corruption(numbers(500), (14, 14), 0.5, shape=shape).indices, 1.0)
         mask = mask.reshape(500, 14, 14)
         return ((mask[:, :, 1:] * mask[:, :, :-1]).sum() / mask[:, :, 1:].sum()).item()
 
@@ -74,8 +73,8 @@ def test_blocks_are_blocks():
 
 
 def test_a_sample_gets_the_same_corruption_whatever_batch_it_is_in():
-    whole = draw_corruption(rngs(8), (4, 4))
-    part = draw_corruption(rngs(8)[5:], (4, 4))
+    whole = draw_corruption(numbers(8), (4, 4))
+    part = draw_corruption(numbers(3, first=5), (4, 4))
     assert torch.equal(whole.indices[5:], part.indices)
     assert torch.equal(whole.sources[5:], part.sources)
 
@@ -88,13 +87,13 @@ def test_a_ratio_that_leaves_no_patch_on_one_side_is_refused(num_patches, ratio)
 
 def test_shares_that_do_not_sum_to_one_are_refused():
     with pytest.raises(ValueError, match="sum 1"):
-        draw_corruption(rngs(2), (4, 4), 0.5, (0.8, 0.1, 0.2))
+        draw_corruption(numbers(2), (4, 4), 0.5, (0.8, 0.1, 0.2))
 
 
 def test_corrupt_equals_a_slow_loop():
     torch.manual_seed(0)
     embeddings, mask = torch.randn(6, 12, 5), torch.randn(5)
-    corruption = draw_corruption(rngs(6), (3, 4), 0.5, (0.4, 0.3, 0.3))
+    corruption = draw_corruption(numbers(6), (3, 4), 0.5, (0.4, 0.3, 0.3))
     expected = embeddings.clone()
     for b in range(6):
         for index, source in zip(corruption.indices[b], corruption.sources[b], strict=True):
@@ -116,7 +115,7 @@ def test_position_embeddings_are_added_after_corruption():
 
 def test_gradients_reach_mask_positions_class_token_and_every_weight():
     model = MaskedPatchModel(ViT("nano", img_size=16, patch_size=4, depth=2), 512)
-    corruption = draw_corruption(rngs(4), (4, 4))
+    corruption = draw_corruption(numbers(4), (4, 4))
     model(torch.randn(4, 3, 16, 16), corruption).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -127,7 +126,7 @@ def test_gradients_reach_mask_positions_class_token_and_every_weight():
 def test_predictions_come_from_the_corrupted_patches_own_tokens_and_no_other():
     torch.manual_seed(0)
     model = MaskedPatchModel(ViT("nano", img_size=16, patch_size=4, depth=2), 7).eval()
-    images, corruption = torch.randn(3, 3, 16, 16), draw_corruption(rngs(3), (4, 4), 0.25)
+    images, corruption = torch.randn(3, 3, 16, 16), draw_corruption(numbers(3), (4, 4), 0.25)
     predictions = model(images, corruption)
     assert predictions.shape == (3, 4, 7)
     tokens = model.vit.encode(corrupt(model.vit.embed(images), model.mask_token, corruption))

@@ -11,7 +11,7 @@ import torch
 
 from mpp.errors import UserError
 from mpp.images import load_images
-from mpp.loader import Share, View
+from mpp.loader import Share, View, no_draws
 from mpp.pretrain import main
 from mpp.records import read_metrics
 from mpp.streams import Stream, StreamReader, held_out, is_stream, lane_count, stream_loader
@@ -48,9 +48,7 @@ def batches(
 ):
     """The micro-batches of one process."""
     options = {"seed": 0, "share": share, "start": start, "steps": steps, "workers": workers}
-    loader = stream_loader(
-        Stream.open(str(folder), "train"), VIEW, lambda rngs: {}, positions=positions or {}, **options
-    )
+    loader = stream_loader(Stream.open(str(folder), "train"), VIEW, no_draws, positions=positions or {}, **options)
     return list(loader)
 
 
@@ -61,7 +59,7 @@ def test_a_folder_of_tar_files_is_a_stream_and_others_are_not(shards, tmp_path):
 
 def test_an_epoch_of_a_stream_has_every_image_once(shards):
     stream = Stream.open(str(shards), "train")
-    reader = StreamReader(stream, VIEW, lambda rngs: {}, 0, Share(5), 0, 7, {})
+    reader = StreamReader(stream, VIEW, no_draws, 0, Share(5), 0, 7, {})
     assert reader.lanes == 1
     seen = torch.cat([batch["images"] for batch in reader])
     assert len(seen) == 35

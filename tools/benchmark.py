@@ -183,7 +183,7 @@ def build_ours(config: Benchmark, device: torch.device, compiled: bool) -> Step:
     """Ours: corruption drawn, targets and normalisation on the device, head on corrupted tokens alone."""
     from mpp.augment import normalise
     from mpp.corrupt import Corruption, draw_corruption
-    from mpp.draws import Purpose, generator
+    from mpp.draws import Numbers, Purpose
     from mpp.models import MaskedPatchModel
     from mpp.targets import make_target
     from mpp.vit import ViT
@@ -198,8 +198,8 @@ def build_ours(config: Benchmark, device: torch.device, compiled: bool) -> Step:
     rows = torch.arange(len(images), device=device)[:, None]
 
     def step() -> None:
-        rngs = [generator(0, Purpose.TRAIN, 0, place) for place in range(len(images))]
-        drawn = Corruption(*(part.to(device) for part in draw_corruption(rngs, vit.grid)))
+        numbers = Numbers(0, Purpose.TRAIN, 0, range(len(images)))
+        drawn = Corruption(*(part.to(device) for part in draw_corruption(numbers, vit.grid)))
         with autocast(device):
             predictions = model(normalise(images), drawn)
             loss = target.loss(predictions, target.of(images)[rows, drawn.indices])
@@ -356,7 +356,7 @@ def peak_memory_here(config: Benchmark, device: torch.device) -> float:
 def step_flops(config: Benchmark) -> int:
     """Floating-point operations of our step on one image, forward and backward, counted on a CPU."""
     from mpp.corrupt import draw_corruption
-    from mpp.draws import Purpose, generator
+    from mpp.draws import Numbers, Purpose
     from mpp.models import MaskedPatchModel
     from mpp.vit import ViT
 
@@ -365,7 +365,7 @@ def step_flops(config: Benchmark) -> int:
     with FlopCounterMode(display=False) as counter:
         model(
             torch.zeros(1, 3, config.img_size, config.img_size),
-            draw_corruption([generator(0, Purpose.TRAIN)], vit.grid),
+            draw_corruption(Numbers(0, Purpose.TRAIN, 0, range(1)), vit.grid),
         ).sum().backward()
     return counter.get_total_flops()
 
@@ -444,8 +444,7 @@ def make_jpegs(folder: Path, count: int, height: int, width: int) -> None:
 
 
 def our_batches(root: Path, size: int, crop: Any) -> Iterator[Tensor]:
-    """Batches of training as mpp/pretrain.py reads them, without corruption; shift and flip are made here, too."""
-    from mpp.augment import shift_and_flip
+    """Batches of training as mpp/pretrain.py reads them, without corruption."""
     from mpp.images import load_images
     from mpp.loader import Share, View, no_draws, train_loader
 
@@ -453,7 +452,7 @@ def our_batches(root: Path, size: int, crop: Any) -> Iterator[Tensor]:
     steps = len(images) // 64
     view = View((size, size), crop, pad=4, scale=(0.2, 1.0), flip=0.5)
     for batch in train_loader(images, view, no_draws, seed=0, share=Share(64), start=0, steps=steps, workers=0):
-        yield shift_and_flip(batch["images"], batch["shift"], batch["flip"])
+        yield batch["images"]
 
 
 def pil_transforms(size: int, crop: str) -> Any:
