@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width, parse
-from mpp.corrupt import draw_corruption
-from mpp.draws import Numbers, Purpose
+from mpp.flops import flops_an_image
 from mpp.models import Classifier, MaskedPatchModel, build_vit, load_backbone
 from mpp.report import Cost
 from mpp.targets import make_target
@@ -89,18 +87,9 @@ def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
         options = parse(Pretrain, file)
         vit = build_vit(options.model)
         target = make_target(options.data.target, vit.patch_size, options.data.bits)
-        drawn = draw_corruption(Numbers(0, Purpose.EVAL, 0, range(1)), vit.grid, options.corrupt.ratio)
-        flops = flops_an_image(MaskedPatchModel(vit, target.num_outputs), drawn)
+        flops = flops_an_image(MaskedPatchModel(vit, target.num_outputs), options.corrupt.ratio)
     elif run.get("command") == "supervised":
         flops = flops_an_image(Classifier(build_vit(parse(Supervised, file).model), [""] * run["classes"], head="mlp"))
     else:
         return None
     return run["images_seen"], run["seconds"], flops
-
-
-def flops_an_image(model: Any, *more: Any) -> int:
-    """Floating-point operations of training on one image, forward and backward."""
-    images = torch.zeros(1, model.vit.in_chans, *model.vit.img_size)
-    with FlopCounterMode(display=False) as counter:
-        model(images, *more).sum().backward()
-    return counter.get_total_flops()

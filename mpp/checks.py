@@ -139,8 +139,6 @@ def check_compare(config: Compare) -> None:
     check_pretrain(like(Pretrain, config.pretrain))
     check_finetune(like(FineTune, config.finetune))
     check_probe(LinearProbe(probe=config.probe))
-    if config.pretrain.train.precision != config.finetune.train.precision:
-        raise UserError("--pretrain.train.precision and --finetune.train.precision must be the same in one command")
 
 
 def _refuse(options: dict[str, Any], allowed: Callable[[Any], bool], says: str) -> None:

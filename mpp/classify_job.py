@@ -15,6 +15,7 @@ from mpp.augment import mixed, normalise
 from mpp.config import FineTune, LabelledAugment, Supervised
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
+from mpp.flops import flops_an_image
 from mpp.images import Images
 from mpp.labelled import at_most
 from mpp.loader import Batch, Share, View, eval_loader, no_draws, train_loader
@@ -56,6 +57,9 @@ class ClassifyJob:
             labels=True,
             pin_memory=self.accelerator.device.type == "cuda",
         )
+
+    def flops_an_image(self) -> int:
+        return flops_an_image(self.model)
 
     def epoch(self, step: int, positions: Positions) -> float:
         return step * self.config.train.batch_size / len(self.train_images)

@@ -177,6 +177,12 @@ def open_downstream(config: Compare) -> Images:
 
 def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> None:
     """Raise UserError now for what would otherwise end the comparison after hours."""
+    precisions = config.pretrain.train.precision, config.finetune.train.precision
+    if any(arm.pretraining for arm in arms) and precisions[0] != precisions[1]:
+        raise UserError(
+            f"--pretrain.train.precision {precisions[0]} and --finetune.train.precision {precisions[1]} must be the "
+            f"same where an arm is pretrained here"
+        )
     for arm in arms:
         if not arm.pretraining and arm.init != "scratch":
             exported(arm.init, "backbone")

@@ -35,6 +35,8 @@ class Data:
     """The column with the label, likewise; for `shapes`: shape, colour, count or place."""
     on_error: Literal["stop", "skip"] = "stop"
     """An image that cannot be read: stop and name it, or skip it, count it and report at the end."""
+    cache: bool = True
+    """Decode a set of small images once, into a file in ~/.cache/mpp (or $MPP_CACHE), if all are seen at least once."""
     workers: int | None = None
     """Processes that decode images. Default: none when training on a CPU, else one a core, at most 8."""
 
@@ -194,6 +196,8 @@ class Train:
     """Parts a step's batch is computed in, one after another, where memory is short."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on accelerators that have it, else fp32."""
+    activation_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: a third slower, for far less memory."""
     compile: bool = False
     """torch.compile the model: a minute at the start, faster steps on GPUs (on CPUs it needs a C++ compiler)."""
     log_every: int = 1

@@ -17,7 +17,7 @@ from mpp.config import FineTune, Supervised, height_width, write_toml
 from mpp.images import Images
 from mpp.labelled import at_most, hold_out, open_labelled, open_measured
 from mpp.loader import Subset
-from mpp.loop import Outcome, how_to_resume, prepare_output, share_of, train
+from mpp.loop import Outcome, how_to_resume, images_seen, prepare_output, share_of, train
 from mpp.models import Classifier, build_vit, digest_of, downstream_vit, load_classifier, refuse_shape_options
 from mpp.predictions import draw_confusion, export
 from mpp.records import Records, finish, refuse_other_options
@@ -28,7 +28,9 @@ def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, An
     """Pretrain with labels; returns what result.json says (nothing if the run was stopped)."""
     output = prepare_output(config.output, "supervised", config.resume, accelerator)
     with accelerator.main_process_first():
-        images, test = open_labelled(config.data, height_width(config.model.img_size), config.seed)
+        images, test = open_labelled(
+            config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
+        )
     set_seed(config.seed)
     outcome, job = _train(config, build_vit(config.model), "mlp", images, test, output, accelerator)
     if outcome.stopped:
@@ -49,7 +51,7 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
-        images, test = open_labelled(config.data, vit.img_size, config.seed)
+        images, test = open_labelled(config.data, vit.img_size, config.seed, images_seen(config.train))
     digest = digest_of(config.init)
     grid: dict[str, float] = {}
     if config.optim.lr_grid:

@@ -9,23 +9,27 @@ from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images, load_images, split_names
 from mpp.loader import Subset
+from mpp.pack_cache import packed_if_small
 from mpp.streams import NO_LABELS, is_stream
 
 
-def open_labelled(data: LabelledData, size: tuple[int, int], seed: int) -> tuple[Images, Images]:
+def open_labelled(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> tuple[Images, Images]:
     """The labelled images to fit on (`open_fitted`), and those to be measured on (`open_measured`)."""
-    train, test = open_fitted(data, size, seed), open_measured(data, size)
+    train, test = open_fitted(data, size, seed, seen), open_measured(data, size)
     if train.label_names != test.label_names:
         raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
     return train, test
 
 
-def open_fitted(data: LabelledData, size: tuple[int, int], seed: int) -> Images:
-    """The labelled images to fit on: --data.labels of --data.fraction of them."""
+def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> Images:
+    """The labelled images to fit on: --data.labels of --data.fraction of them. `seen` is how many images, at `size`,
+    training will look at."""
     if is_stream(data.path):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     train = _open(data, data.split, size)
     names = _label_names(train, data)
+    if data.cache:
+        train = packed_if_small(train, size, seen, data.on_error == "skip")
     if data.fraction < 1:
         train = Subset(train, take_fraction(np.arange(len(train)), data.fraction, seed))
     count = len(train) if data.labels is None else data.labels

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -35,10 +35,12 @@ from tqdm import tqdm
 from mpp import checkpoints
 from mpp.config import Data, Train
 from mpp.errors import UserError
+from mpp.flops import peak_flops
 from mpp.loader import Batch, Share
 from mpp.optim import build_optimizer, schedule
 from mpp.records import Records, refuse_to_overwrite
 from mpp.streams import Positions
+from mpp.vit import ViT
 
 
 class Job(Protocol):
@@ -51,6 +53,10 @@ class Job(Protocol):
 
     def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
         """This process's micro-batches from step `start` on; `positions` are those of a stream's last batch."""
+        ...
+
+    def flops_an_image(self) -> int:
+        """Floating-point operations of training on one image."""
         ...
 
     def epoch(self, step: int, positions: Positions) -> float:
@@ -103,11 +109,24 @@ def start_accelerator(precision: str) -> Accelerator:
     if accelerator.num_processes != world_size:
         raise UserError(f"{world_size} processes were launched, but {accelerator.num_processes} found each other")
     where = accelerator.device.type
+    hint = ""
     if where == "cpu":
         use_the_cpu_well()
         where = f"the CPU with {torch.get_num_threads()} threads each"
-    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {'bf16' if bf16 else 'fp32'}")
+        has_bf16 = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        if has_bf16 != bf16:
+            faster = "bf16" if has_bf16 else "fp32"
+            hint = f" (this CPU is faster in {faster}: precision {faster})"
+    elif where == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32: several times as fast
+    precision = "bf16" if bf16 else "fp32"
+    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {precision}{hint}")
     return accelerator
+
+
+def dtype_of(accelerator: Accelerator) -> torch.dtype:
+    """What matrices are multiplied in."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
 def share_of(train: Train, accelerator: Accelerator) -> Share:
@@ -119,6 +138,11 @@ def share_of(train: Train, accelerator: Accelerator) -> Share:
             f"--train.accumulate {train.accumulate}; {train.batch_size // parts * parts or parts} does"
         )
     return Share(train.batch_size, accelerator.process_index, accelerator.num_processes, train.accumulate)
+
+
+def images_seen(train: Train) -> int:
+    """How many images a run trains on, those it sees again counted again."""
+    return train.steps * train.batch_size
 
 
 def named_folder(output: str | None, command: str) -> Path:
@@ -157,6 +181,9 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     first, before = (found[1]["step"], found[1]["seconds"]) if found else (0, 0.0)
     accelerator.print(f"resuming {found[0]} at step {first}" if found else f"training from step 0 into {output}")
     lr = schedule(optimizer, peaks, config.optim, options.steps, first)
+    flops = job.flops_an_image()
+    if options.activation_checkpointing:
+        cast(ViT, job.model.vit).activation_checkpointing = True
     if options.compile:
         job.model.compile()
     model, optimizer = accelerator.prepare(job.model, optimizer)
@@ -168,7 +195,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     resumed: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
     loader = job.batches(share, first, resumed)
     positions: Positions = {}  # of this process's lanes; every batch of a stream brings them
-    clock = Clock()
+    clock = Clock(flops / peak_flops(accelerator.device, dtype_of(accelerator)) / accelerator.num_processes)
     outcome = Outcome(first, {}, 0.0, stopped=False, model=evaluated)
     bar = tqdm(
         total=options.steps,
@@ -394,9 +421,11 @@ class StopSignals:
 
 
 class Clock:
-    """Time spent training, waiting for data, and neither (evaluation, checkpoints: `paused`)."""
+    """Time spent training, waiting for data, and neither (evaluation, checkpoints: `paused`). `share` is what training
+    on one image takes of a second of arithmetic on all devices, at their best."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
+        self.share = share
         self.started = self.mark = time.perf_counter()
         self.waited = self.away = 0.0
         self.images = 0
@@ -411,10 +440,16 @@ class Clock:
         self.images += images
 
     def read(self) -> dict[str, float]:
-        """Speeds since the last reading: images a second and the share of time (0..1) spent waiting for data."""
+        """Speeds since the last reading: images a second, the share of time (0..1) spent waiting for data, and model
+        FLOPs utilisation (arXiv 2204.02311): the arithmetic that training takes over what the devices could do."""
         now = time.perf_counter()
         busy = max(1e-9, now - self.mark - self.away)
-        speeds = {"speed/images_per_second": self.images / busy, "speed/data_wait": self.waited / busy}
+        rate = self.images / busy
+        speeds = {
+            "speed/images_per_second": rate,
+            "speed/data_wait": self.waited / busy,
+            "speed/mfu": rate * self.share,
+        }
         self.mark, self.waited, self.away, self.images = now, 0.0, 0.0, 0
         return speeds
 

@@ -3,13 +3,15 @@
 The file: 8 bytes of magic; the images' pixels (H, W, 3), one after another, split by split; for each split the places
 where its images begin (M + 1, int64), their sizes (M, 2: H, W) and labels (M,); a JSON header that says where all that
 is; the header's place and the magic again. Where all images of a split have one size, batches are read by index as one
-array. What is read is the pages that images lie on: of a set that fits in memory, each once, in whatever order; of a
-larger one, a few an image and epoch, which SSDs do not mind.
+array. Shuffling is full, by index: of a set that fits in the system's cache each page comes from the disk once, in
+whatever order; of a larger one, each image costs its own few pages an epoch, in one read, which SSDs do not mind (and
+disks that turn do: WebDataset shards are for those). The process itself keeps few of these pages.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from PIL import Image
 from mpp.errors import UserError
 
 MAGIC = b"MPPACK1\n"
+_KEPT = 1024  # images, whose pages a process keeps: 64 MiB, at 64 KiB around each
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,27 @@ class PackedImages:
         self.label_names: list[str] | None = header["label_names"]
         self.source: str = header["source"]
         self.part = PackedSplit(**header["splits"][split])
+        self._read = 0
 
     @cached_property
-    def _file(self) -> np.memmap:
-        return np.memmap(self.path, dtype=np.uint8, mode="r")
+    def _map(self) -> mmap.mmap:
+        with open(self.path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @property
+    def _file(self) -> np.ndarray:
+        return np.frombuffer(self._map, dtype=np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:  # a worker process maps the file itself
-        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+        return {name: value for name, value in self.__dict__.items() if name != "_map"}
+
+    def _let_go(self, count: int) -> None:
+        """Take the file's pages out of this process (not out of the system's cache) every so many images read: the
+        system maps 64 KiB around each, so that a whole set would soon count as this process's memory."""
+        self._read += count
+        if self._read >= _KEPT and hasattr(mmap, "MADV_DONTNEED"):
+            self._read = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
         return self.part.count
@@ -70,7 +87,9 @@ class PackedImages:
         height, width = self.packed_size
         shape = (self.part.count, height, width, 3)
         every = self._file[self.part.pixels :][: int(np.prod(shape))].reshape(shape)
-        return every[np.asarray(indices)]
+        found = every[np.asarray(indices)]
+        self._let_go(len(found))
+        return found
 
     def read(self, indices: Sequence[int]) -> list[Any]:
         begins = self._array(self.part.begins, (self.part.count + 1,))
@@ -79,6 +98,7 @@ class PackedImages:
         for index in map(int, indices):
             data = self._file[self.part.pixels + begins[index] : self.part.pixels + begins[index + 1]]
             found.append(Image.fromarray(np.array(data).reshape(*sizes[index], 3)))
+        self._let_go(len(found))
         return found
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:

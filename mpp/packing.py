@@ -28,6 +28,7 @@ def pack(
     source: str,
     short_side: int | None = None,
     skip_unreadable: bool = False,
+    labels: bool = True,
     progress: bool = True,
 ) -> dict[str, str]:
     """Pack splits of a set into `out`; goes on where an interrupted packing of the same source left off.
@@ -35,6 +36,7 @@ def pack(
     Args:
         short_side: shrink larger images to this short side (antialiased, on the way from the file); None keeps them.
         source: what the set was, to tell a changed one by.
+        labels: whether to pack these, too, where the set has them.
 
     Returns what could not be read: where, why. Raises UserError for that unless `skip_unreadable`.
     """
@@ -73,7 +75,7 @@ def pack(
                     if state["done"] % _NOTE_EVERY < len(indices):
                         _note(file, notes, state)
         _note(file, notes, state)
-        header = _write_tables(file, splits, state, source)
+        header = _write_tables(file, splits, state, source, labels)
         digest = _sha256_of(file, file.tell(), progress)
         at = file.tell()
         file.write(json.dumps(header | {"sha256": digest, "short_side": short_side}).encode())
@@ -133,7 +135,9 @@ def _note(file: Any, notes: Path, state: dict[str, Any]) -> None:
     os.replace(draft, notes)
 
 
-def _write_tables(file: Any, splits: dict[str, Images], state: dict[str, Any], source: str) -> dict[str, Any]:
+def _write_tables(
+    file: Any, splits: dict[str, Images], state: dict[str, Any], source: str, labels: bool
+) -> dict[str, Any]:
     """Places, sizes and labels of all splits, behind the pixels; returns the header."""
     parts: dict[str, Any] = {}
     at = len(MAGIC)
@@ -142,8 +146,9 @@ def _write_tables(file: Any, splits: dict[str, Images], state: dict[str, Any], s
         sizes = np.array(state["splits"][name]["sizes"], dtype=np.int64).reshape(-1, 2)
         kept = state["splits"][name]["kept"]
         begins = np.concatenate([[0], np.cumsum(sizes.prod(1) * 3)]).astype(np.int64)
-        names = names or images.label_names
-        tables = [begins, sizes, *([images.labels(kept)] if images.label_names else [])]
+        labelled = labels and bool(images.label_names)
+        names = images.label_names if labelled else names
+        tables = [begins, sizes, *([images.labels(kept)] if labelled else [])]
         places = []
         for table in tables:
             file.write(b"\0" * (-file.tell() % 8))

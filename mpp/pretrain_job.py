@@ -18,11 +18,23 @@ from mpp.config import Pretrain, height_width
 from mpp.corrupt import Corruption, MaskShape, draw_corruption
 from mpp.draws import Numbers, Purpose, generator
 from mpp.errors import UserError
+from mpp.flops import flops_an_image
 from mpp.images import Images, load_images, split_names
 from mpp.labelled import at_most, take_fraction
 from mpp.loader import Batch, Share, Subset, View, eval_loader, train_loader
-from mpp.loop import Outcome, how_to_resume, prepare_output, readable, share_of, to_device, train, workers_of
+from mpp.loop import (
+    Outcome,
+    how_to_resume,
+    images_seen,
+    prepare_output,
+    readable,
+    share_of,
+    to_device,
+    train,
+    workers_of,
+)
 from mpp.models import MaskedPatchModel, build_vit
+from mpp.pack_cache import packed_if_small
 from mpp.quick_probe import QuickProbe
 from mpp.records import finish, write_folder
 from mpp.streams import Positions, Stream, held_out, is_stream, stream_loader
@@ -72,6 +84,9 @@ class PretrainJob:
         if isinstance(self.train_images, Stream):
             return stream_loader(self.train_images, self.view, self.draw, positions=positions, **options)
         return train_loader(self.train_images, self.view, self.draw, **options)
+
+    def flops_an_image(self) -> int:
+        return flops_an_image(self.model, self.config.corrupt.ratio)
 
     def epoch(self, step: int, positions: Positions) -> float:
         if isinstance(self.train_images, Stream):  # of unknown length: the epoch that its lanes are in
@@ -184,6 +199,8 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
 
     columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
     train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
+    if data.cache:
+        train = packed_if_small(train, size, images_seen(config.train), data.on_error == "skip")
     indices = np.arange(len(train))
     if eval_split is None:
         shuffled = generator(0, Purpose.SPLIT).permutation(indices)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 PosEmbed = Literal["1d", "2d", "relative", "none"]
@@ -119,6 +120,7 @@ class ViT(
             for i in range(self.depth)
         )
         self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+        self.activation_checkpointing = False  # whether training computes the blocks' activations again on the way back
         self.initialise()
 
     @property
@@ -148,7 +150,10 @@ class ViT(
         """
         tokens = self.add_positions(embeddings)
         for block in self.blocks[:-1]:
-            tokens = block(tokens)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
         return self.norm(self.blocks[-1](tokens, None if patches is None else patches + 1))  # [class] is token 0
 
     def layers(self, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:

@@ -13,6 +13,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="mpp-tests-", ignore_cleanup_errors=
 os.environ |= {
     "HF_HOME": _CACHE.name,
     "HF_DATASETS_CACHE": f"{_CACHE.name}/datasets",
+    "MPP_CACHE": f"{_CACHE.name}/mpp",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -157,6 +157,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
 def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
     run = compared / "pretrain" / "mpp"
     options = ["--mpp", str(run), "--supervised", str(run), "--others", f"again={run}/backbone", "--seeds", "0"]
+    options += ["--finetune.train.precision", "bf16"]  # of its own, as nothing is pretrained here
     reset_accelerate()
     main([*GIVEN, "--output", str(tmp_path / "given"), *options, "--labels", "16"])
     found = rows(tmp_path / "given")
@@ -175,6 +176,7 @@ def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
         (["--others", "nameless"], "--others nameless must be NAME=INIT"),
         (["--mpp", "./nowhere"], "--mpp ./nowhere is no run"),
         (["--supervised", "./nowhere"], "name its run, too, with --mpp"),
+        (["--finetune.train.precision", "bf16"], "must be the same where an arm is pretrained here"),
         (["--others", "x=./typo"], "--init ./typo does not exist"),
         (["--probe.layer", "9"], "--probe.layer 9 is none of"),
         (["--finetune.model.depth", "3"], r"--model\.depth is only for --init scratch"),

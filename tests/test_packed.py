@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mpp.config import LabelledData
 from mpp.errors import UserError
 from mpp.images import load_images, split_names
+from mpp.labelled import open_labelled
 from mpp.packing import fingerprint, pack, verify
 from mpp.records import read_metrics
 from tests.test_pretrain import losses, pretrain
@@ -67,6 +71,90 @@ def test_training_from_a_packed_set_gives_the_losses_of_its_source(source, tmp_p
         )
         assert losses(packed) == losses(plain)
     assert read_metrics(tmp_path / "packed-0")[-1]["eval/loss"] == plain[-1]["eval/loss"]
+
+
+def cached(monkeypatch, folder):
+    """The packed files in a cache folder of a test's own."""
+    monkeypatch.setenv("MPP_CACHE", str(folder))
+    return lambda: sorted(folder.glob("*.mpp"))
+
+
+def test_a_set_of_small_images_is_packed_by_itself_once_and_trains_the_same(source, tmp_path, monkeypatch, capsys):
+    files = cached(monkeypatch, tmp_path / "cache")
+    plain = pretrain(tmp_path / "plain", "--data.path", str(source), "--data.no-cache")
+    assert files() == []
+    first = pretrain(tmp_path / "first", "--data.path", str(source))
+    assert "once (--data.no-cache reads the files)" in capsys.readouterr().out
+    (file,) = files()
+    again = pretrain(tmp_path / "again", "--data.path", str(source), "--data.workers", "1")
+    assert "packing" not in capsys.readouterr().out
+    assert losses(plain) == losses(first) == losses(again)
+    assert files() == [file]
+    Image.new("RGB", (16, 16)).save(source / "train" / "cat" / "new.png")
+    pretrain(tmp_path / "changed", "--data.path", str(source))
+    assert len(files()) == 2
+
+
+def test_labels_of_a_set_packed_by_itself_are_its_own(source, tmp_path, monkeypatch):
+    files = cached(monkeypatch, tmp_path / "cache")
+    data = LabelledData(path=str(source), labels=6)
+    (packed, _), (plain, _) = (open_labelled(data, (16, 16), 0, seen) for seen in (12, 0))
+    assert len(files()) == 1
+    assert packed.packed_size == (16, 16)
+    assert plain.packed_size is None
+    assert np.array_equal(packed.labels(range(6)), plain.labels(range(6)))
+    assert np.array_equal(packed.arrays(range(6)), [np.asarray(image) for image in plain.read(range(6))])
+    assert packed.where(3) == plain.where(3)
+
+
+@pytest.mark.parametrize(("sizes", "steps"), [(((16, 16), (8, 8)), "6"), (((32, 32),), "6"), (((16, 16),), "1")])
+def test_a_set_that_would_be_scaled_or_is_seen_in_part_is_not_packed_by_itself(tmp_path, monkeypatch, sizes, steps):
+    files = cached(monkeypatch, tmp_path / "cache")
+    pretrain(tmp_path / "run", "--data.path", str(write_set(tmp_path / "set", sizes)), "--train.steps", steps)
+    assert files() == []
+
+
+def test_a_damaged_image_is_named_while_its_set_is_packed_and_skipped_if_so_asked(
+    source, tmp_path, monkeypatch, capsys
+):
+    files = cached(monkeypatch, tmp_path / "cache")
+    broken = next((source / "train").rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError, match=f"{broken.name} could not be read"):
+        pretrain(tmp_path / "stops", "--data.path", str(source))
+    lines = pretrain(tmp_path / "skips", "--data.path", str(source), "--data.on-error", "skip")
+    assert lines[-1]["step"] == 6
+    assert "not packed: image" in capsys.readouterr().out
+    assert files() == []
+
+
+def test_reading_a_packed_file_does_not_fill_the_process_with_it(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc here to read a process's memory from")
+
+    class Noise:
+        """Images of nothing in particular."""
+
+        label_names = None
+
+        def __len__(self):
+            return 50_000
+
+        def read(self, indices):
+            return [Image.frombytes("RGB", (32, 32), bytes([i % 256]) * 3072) for i in indices]
+
+    def mapped():
+        """MiB of files in this process's memory."""
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) / 1024
+
+    pack({"train": Noise()}, tmp_path / "set.mpp", "noise", progress=False)  # 146 MiB
+    images = load_images(str(tmp_path / "set.mpp"))
+    before, most = mapped(), 0.0
+    for batch in np.random.default_rng(0).permutation(50_000).reshape(-1, 200):
+        assert np.array_equal(images.arrays(batch)[:, 0, 0, 0], batch % 256)
+        most = max(most, mapped() - before)
+    assert most < 90
 
 
 def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path, monkeypatch):

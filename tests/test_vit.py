@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import ViTConfig, ViTModel
 
-from mpp.vit import VARIANTS, Attention, RelativePositions, ViT
+from mpp.vit import VARIANTS, Attention, RelativePositions, ViT, attend
 
 POS_EMBEDS = ["1d", "2d", "relative", "none"]
 TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 8}
@@ -404,6 +404,38 @@ def test_relative_attention_equals_a_softmax_written_out() -> None:
 
 
 # --- resize -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [(5, 5), (17, 65), (2, 1500)])  # the last is long enough for torch's own on a CPU
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_step_by_step_equals_torchs_in_one(tokens: tuple[int, int], biased: bool) -> None:
+    queries, keys = tokens
+    q, k, v = (random_images(2, 3, n, 8).requires_grad_() for n in (queries, keys, keys))
+    bias = random_images(2, 3, queries, keys) if biased else None
+    fused = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    assert_close(attend(q, k, v, bias), fused, rtol=1e-4, atol=1e-5)
+    ours = torch.autograd.grad(attend(q, k, v, bias).square().sum(), (q, k, v))
+    theirs = torch.autograd.grad(fused.square().sum(), (q, k, v))
+    for one, other in zip(ours, theirs, strict=True):
+        assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_activation_checkpointing_keeps_less_and_changes_nothing() -> None:
+    """Gradients to the last bit, dropout included; what is kept for the way back is a block's input and no more."""
+    images, kept = random_images(4, 3, 32, 32), {}
+    vit = tiny_vit(depth=4, dropout=0.2, drop_path=0.2).train()
+    gradients = {}
+    for checkpointing in (False, True):
+        vit.activation_checkpointing = checkpointing
+        vit.zero_grad()
+        torch.manual_seed(3)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.numel()) or x, lambda x: x):
+            vit(images).square().mean().backward()
+        kept[checkpointing] = sum(sizes)
+        gradients[checkpointing] = [parameter.grad.clone() for parameter in vit.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(gradients[False], gradients[True], strict=True))
+    assert kept[True] < 0.6 * kept[False]
 
 
 @pytest.mark.parametrize("pos_embed", POS_EMBEDS)

@@ -1,0 +1,50 @@
+"""How much arithmetic training takes, and how much of it a device could do at best."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mpp.corrupt import Corruption, num_corrupted
+from mpp.models import MaskedPatchModel
+
+
+def flops_an_image(model: nn.Module, ratio: float = 0.5) -> int:
+    """Floating-point operations of training on one image, forward and backward (a multiplication and an addition are
+    two). `ratio` is the share of patches that a `MaskedPatchModel` predicts. Counted without computing anything."""
+    bare: Any = copy.deepcopy(model).to("meta")
+    bare.vit.activation_checkpointing = False  # what is computed again is no progress
+    images = torch.empty(1, bare.vit.in_chans, *bare.vit.img_size, device="meta")
+    inputs: list[Any] = [images]
+    if isinstance(model, MaskedPatchModel):
+        places = torch.zeros(1, num_corrupted(bare.vit.num_patches, ratio), dtype=torch.int64, device="meta")
+        inputs.append(Corruption(places, places))
+    with FlopCounterMode(display=False) as counter:
+        bare(*inputs).sum().backward()
+    return counter.get_total_flops()
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large product of matrices: what this device does at best in this process. Takes a tenth of a second
+    or so."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(8):
+        _settle(a)
+        started = time.perf_counter()
+        product = a @ b
+        _settle(product)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _settle(tensor: Tensor) -> None:
+    """Wait until a tensor is there."""
+    tensor[0, 0].item()

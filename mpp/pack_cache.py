@@ -1,0 +1,97 @@
+"""Sets of small images are packed by themselves: decoded once into this user's cache, and read from there since."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from mpp.draws import Purpose, generator
+from mpp.errors import UserError
+from mpp.images import Images, TableImages, Unreadable, size_as_seen
+from mpp.packed import PackedImages
+from mpp.packing import fingerprint, pack
+
+_MOST_BYTES = 4 << 30  # of a packed split
+_LOOKED_AT = 64  # images that tell whether all may have the model's size
+
+
+def packed_if_small(images: Images, size: tuple[int, int], seen: int, skip_unreadable: bool) -> Images:
+    """A split whose pixels come from a packed file in the cache, where that changes nothing but the speed.
+
+    So it is where all its images have `size` (H, W), the model's, so that none is scaled; where training looks at
+    `seen` images, no fewer than it has; and where it takes up to 4 GiB, and half of the disk's free space. The file is
+    named after the source's fingerprint: a changed set is packed anew. Labels and names stay the source's.
+    """
+    folder = cache_folder()
+    if not (isinstance(images, TableImages) and 0 < len(images) <= seen and _all_of(size, images)):
+        return images
+    path = folder / f"{images.split}-{fingerprint({images.split: images})[:32]}.mpp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # of several processes and machines, one packs
+            if not path.exists():
+                needs = len(images) * size[0] * size[1] * 3
+                if needs > min(_MOST_BYTES, shutil.disk_usage(folder).free // 2):
+                    return images
+                print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
+                pack({images.split: images}, path, path.stem, labels=False)
+    except UserError as error:
+        if not skip_unreadable:
+            raise
+        print(f"not packed: {error}")  # what is left out must be known when it is read
+        return images
+    except OSError as error:
+        print(f"not packed: {folder} cannot be written ({error.strerror}); MPP_CACHE names another folder")
+        return images
+    packed = PackedImages(str(path), images.split)
+    return PackedPixels(images, packed) if packed.packed_size == size else images
+
+
+def cache_folder() -> Path:
+    """$MPP_CACHE, or mpp in the user's folder for caches."""
+    return Path(os.environ.get("MPP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mpp")).expanduser()
+
+
+def _all_of(size: tuple[int, int], images: Images) -> bool:
+    """Whether some images, chosen by chance, all have `size` (H, W); only their headers are read."""
+    rng = generator(0, Purpose.SPLIT, 4)
+    some = images.read(np.sort(rng.permutation(len(images))[:_LOOKED_AT]).tolist())
+    return all(isinstance(image, Unreadable) or size_as_seen(image) == size for image in some)
+
+
+class PackedPixels:
+    """A set whose pixels are read from a packed file, and all else from the set itself."""
+
+    def __init__(self, images: Images, packed: PackedImages) -> None:
+        self.images, self.packed = images, packed
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return self.images.label_names
+
+    @property
+    def packed_size(self) -> tuple[int, int] | None:
+        """(H, W) of all images."""
+        return self.packed.packed_size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def arrays(self, indices: Sequence[int]) -> np.ndarray:
+        """Images, (B, H, W, 3) uint8."""
+        return self.packed.arrays(indices)
+
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        return self.packed.read(indices)
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        return self.images.labels(indices)
+
+    def where(self, index: int) -> str:
+        return self.images.where(index)
