@@ -111,7 +111,7 @@ def test_metrics_have_the_names_of_the_contract(finished):
     lines = read_metrics(finished)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     always = {"step", "epoch", "train/loss", "train/bin_accuracy", "optim/lr", "optim/grad_norm"}
-    always |= {"speed/images_per_second", "speed/data_wait"}
+    always |= {"speed/images_per_second", "speed/data_wait", "speed/mfu"}
     evaluation = {"eval/loss", "eval/bin_accuracy", "eval/baseline_majority", "eval/baseline_neighbours"}
     for line in lines:
         assert set(line) == always | (evaluation if line["step"] % 3 == 0 else set())

@@ -9,14 +9,14 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,25 @@ import torch
 import tyro
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.data import DataLoader
 
-from mpp.errors import run_command
+from mpp.augment import normalise
+from mpp.corrupt import Corruption, draw_corruption
+from mpp.draws import Numbers, Purpose
+from mpp.errors import UserError, run_command
+from mpp.flops import flops_an_image, peak_flops
+from mpp.images import load_images
+from mpp.loader import Share, View, no_draws, train_loader
+from mpp.loop import use_the_cpu_well as use_cpu_well
+from mpp.models import MaskedPatchModel
+from mpp.packing import pack
+from mpp.targets import make_target
+from mpp.vit import VARIANTS, ViT
 
 Step = Callable[[], None]
 Variant = Literal["nano", "Ti", "S", "B", "L"]
+Contender = Literal["ours", "vit-pytorch MPP", "transformers MIM", "timm ViT, no head"]
+Part = Literal["step", "loader", "train", "memory", "size"]
 
 
 @dataclass
@@ -42,8 +55,9 @@ class Benchmark:
     backward, with neither head nor optimiser. Peers that are not installed are left out and named.
     """
 
-    parts: tuple[Literal["step", "loader", "train", "size"], ...] = ("step", "loader", "train", "size")
-    """What to measure."""
+    parts: tuple[Part, ...] = ("step", "loader", "train", "memory", "size")
+    """What to measure: a training step beside the peers'; the loader beside theirs; the training command; its memory
+    with a packed set of 100,000 images; cost against image size."""
     quick: bool = False
     """Fewer rounds and smaller sizes: under two minutes on two CPU cores."""
     variant: Variant = "S"
@@ -51,9 +65,15 @@ class Benchmark:
     img_size: int = 224
     """Side of its images."""
     batch_size: int | None = None
-    """Images a step. Default: 8 on a CPU, 128 on a GPU."""
+    """Images a step. Default: 8 on a CPU (4 with --quick), 128 on a GPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU."""
     rounds: int = 7
     """Turns of each contender."""
+    contenders: tuple[Contender, ...] = ("ours", "vit-pytorch MPP", "transformers MIM", "timm ViT, no head")
+    """Whose step to measure."""
+    steps: int | None = None
+    """Steps of the training command. Default: 200 (30 with --quick)."""
     compile: bool | None = None
     """Measure every contender compiled, too. Default: on a GPU."""
     out: str = "runs/benchmark"
@@ -88,8 +108,13 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config.batch_size = config.batch_size or (128 if device.type == "cuda" else 4 if config.quick else 8)
     config.compile = device.type == "cuda" if config.compile is None else config.compile
+    config.precision = {"auto": "bf16" if device.type == "cuda" else "fp32"}.get(config.precision, config.precision)  # type: ignore[assignment]
     if config.quick:
-        config.rounds = min(config.rounds, 3)
+        config.rounds = min(config.rounds, 5)
+    if config.memory_of == BARE:
+        use_the_cpu_well(device)
+        train_bare(device)
+        return {}
     if config.memory_of:
         print(peak_memory_here(config, device))
         return {}
@@ -97,7 +122,13 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"machine": machine(device), "options": vars(config).copy()}
-    measures = {"step": measure_step, "loader": measure_loader, "train": measure_training, "size": measure_sizes}
+    measures = {
+        "step": measure_step,
+        "loader": measure_loader,
+        "train": measure_training,
+        "memory": measure_memory,
+        "size": measure_sizes,
+    }
     for part in config.parts:
         started = time.perf_counter()
         found[part] = measures[part](config, device, out)
@@ -115,7 +146,8 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
     images = config.batch_size or 1
     rows: list[Measured] = []
     steps: dict[str, Step] = {}
-    for name, build in CONTENDERS.items():
+    for name in config.contenders:
+        build = CONTENDERS[name]
         for compiled in (False, True) if config.compile else (False,):
             title = f"{name}, compiled" if compiled else name
             try:
@@ -131,9 +163,11 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
             steps[title] = step
             rows.append(Measured(title))
     take_turns(rows, steps, config.rounds, device)
-    floor = next(row for row in rows if row.name == FLOOR).rate(images)
-    peak = matmul_flops(device)
-    flops = step_flops(config)
+    floors = [row.rate(images) for row in rows if row.name == FLOOR]
+    floor = floors[0] if floors else math.nan
+    peak = peak_flops(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
+    flops = flops_an_image(MaskedPatchModel(vit, make_target("mean-colour", 16, 3).num_outputs))
     table: list[dict[str, Any]] = []
     for row in rows:
         memory = memory_of(config, row.name, device)
@@ -146,20 +180,22 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
                 "peak_memory_mib": memory,
             }
         )
-    ours = {name: entry for entry in table if (name := entry["name"]).startswith(OURS)}
-    best = max(ours.values(), key=lambda entry: entry["images_per_second"])
-    peers = [e for e in table if not e["name"].startswith((OURS, FLOOR))]
+    best = {kind: fastest(table, names) for kind, names in (("ours", (OURS,)), ("peer", PEERS), ("floor", (FLOOR,)))}
     result: dict[str, Any] = {
         "table": table,
         "flops_per_image": flops,
         "peak_flops": peak,
-        "mfu": best["images_per_second"] * flops / peak,
-        "ours_over_best_peer": best["images_per_second"] / max(e["images_per_second"] for e in peers)
-        if peers
-        else None,
+        "mfu": best["ours"]["images_per_second"] * flops / peak,
+        "ours_over": {e["name"]: best["ours"]["images_per_second"] / e["images_per_second"] for e in table},
     }
+    for other in ("peer", "floor"):
+        if best[other]:
+            result[f"ours_over_best_{other}"] = result["ours_over"][best[other]["name"]]
+            if best["ours"]["peak_memory_mib"] and best[other]["peak_memory_mib"]:
+                memory = best["ours"]["peak_memory_mib"] / best[other]["peak_memory_mib"]
+                result[f"memory_of_ours_over_best_{other}"] = memory
     show(
-        f"A training step: ViT-{config.variant}/16 at {config.img_size}, batch {images}, {precision_of(device)}",
+        f"A training step: ViT-{config.variant}/16 at {config.img_size}, batch {images}, {config.precision}",
         ["", "images/s", "spread", "of the floor", "peak memory"],
         [
             [
@@ -173,23 +209,27 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
         ],
     )
     print(f"MFU of ours: {result['mfu']:.0%} of the {peak / 1e12:.2f} TFLOP/s that a large matrix product reaches here")
+    for other in ("peer", "floor"):
+        if best[other]:
+            print(f"ours is {result[f'ours_over_best_{other}']:.2f} x the {other} {best[other]['name']}")
     return result
 
 
-OURS, FLOOR = "ours", "timm ViT, no head (floor)"
+def fastest(table: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+    """The row of the contender among `names`, compiled or not, with the most images/s; {} if none is there."""
+    rows = [entry for entry in table if entry["name"].removesuffix(", compiled") in names]
+    return max(rows, key=lambda entry: entry["images_per_second"], default={})
 
 
-def build_ours(config: Benchmark, device: torch.device, compiled: bool) -> Step:
+OURS, FLOOR = "ours", "timm ViT, no head"
+PEERS = ("vit-pytorch MPP", "transformers MIM")
+
+
+def build_ours(config: Benchmark, device: torch.device, compiled: bool, patch_size: int = 16) -> Step:
     """Ours: corruption drawn, targets and normalisation on the device, head on corrupted tokens alone."""
-    from mpp.augment import normalise
-    from mpp.corrupt import Corruption, draw_corruption
-    from mpp.draws import Numbers, Purpose
-    from mpp.models import MaskedPatchModel
-    from mpp.targets import make_target
-    from mpp.vit import ViT
 
-    vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
-    target = make_target("mean-colour", 16, 3)
+    vit = ViT(config.variant, img_size=config.img_size, patch_size=patch_size)
+    target = make_target("mean-colour", patch_size, 3)
     model: nn.Module = MaskedPatchModel(vit, target.num_outputs).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if compiled:
@@ -200,7 +240,7 @@ def build_ours(config: Benchmark, device: torch.device, compiled: bool) -> Step:
     def step() -> None:
         numbers = Numbers(0, Purpose.TRAIN, 0, range(len(images)))
         drawn = Corruption(*(part.to(device) for part in draw_corruption(numbers, vit.grid)))
-        with autocast(device):
+        with autocast(config, device):
             predictions = model(normalise(images), drawn)
             loss = target.loss(predictions, target.of(images)[rows, drawn.indices])
         loss.backward()
@@ -215,8 +255,6 @@ def build_vit_pytorch(config: Benchmark, device: torch.device, compiled: bool) -
     leading axis; here they get it back. Its targets want images in 0..1."""
     from vit_pytorch import ViT
     from vit_pytorch.mpp import MPP
-
-    from mpp.vit import VARIANTS
 
     size = VARIANTS[config.variant]
     dim, heads = size["embed_dim"], size["num_heads"]
@@ -236,15 +274,12 @@ def build_vit_pytorch(config: Benchmark, device: torch.device, compiled: bool) -
     model = MPP(vit, patch_size=16, dim=dim, mask_prob=0.5, replace_prob=0.8, random_patch_prob=0.1).to(device)
     run = torch.compile(model) if compiled else model
     images = random_images(config, device)
-    return training_step(model, lambda: run(images.float() / 255), device)
+    return training_step(config, model, lambda: run(images.float() / 255), device)
 
 
 def build_transformers(config: Benchmark, device: torch.device, compiled: bool) -> Step:
     """transformers' masked image modelling (SimMIM): reconstruction of masked pixels."""
     from transformers import ViTConfig, ViTForMaskedImageModeling
-
-    from mpp.augment import normalise
-    from mpp.vit import VARIANTS
 
     size = VARIANTS[config.variant]
     model: Any = ViTForMaskedImageModeling(
@@ -265,14 +300,12 @@ def build_transformers(config: Benchmark, device: torch.device, compiled: bool) 
     images = random_images(config, device)
     patches = (config.img_size // 16) ** 2
     mask = torch.rand(len(images), patches, device=device).argsort(1) < patches // 2
-    return training_step(model, lambda: run(normalise(images), bool_masked_pos=mask).loss, device)
+    return training_step(config, model, lambda: run(normalise(images), bool_masked_pos=mask).loss, device)
 
 
 def build_timm(config: Benchmark, device: torch.device, compiled: bool) -> Step:
     """The floor: timm's ViT, forward and backward of the sum of its tokens."""
     import timm
-
-    from mpp.vit import VARIANTS
 
     size = VARIANTS[config.variant]
     model = timm.models.VisionTransformer(
@@ -287,7 +320,7 @@ def build_timm(config: Benchmark, device: torch.device, compiled: bool) -> Step:
     images = random_images(config, device).float() / 127.5 - 1
 
     def step() -> None:
-        with autocast(device):
+        with autocast(config, device):
             tokens = run(images)
         tokens.sum().backward()
         model.zero_grad()
@@ -295,20 +328,20 @@ def build_timm(config: Benchmark, device: torch.device, compiled: bool) -> Step:
     return step
 
 
-CONTENDERS = {
+CONTENDERS: dict[str, Callable[[Benchmark, torch.device, bool], Step]] = {
     OURS: build_ours,
-    "vit-pytorch MPP": build_vit_pytorch,
-    "transformers MIM": build_transformers,
+    PEERS[0]: build_vit_pytorch,
+    PEERS[1]: build_transformers,
     FLOOR: build_timm,
 }
 
 
-def training_step(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Step:
+def training_step(config: Benchmark, model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Step:
     """Forward, backward, optimiser, with the same fused AdamW for all."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with autocast(device):
+        with autocast(config, device):
             value = loss()
         value.backward()
         optimizer.step()
@@ -333,6 +366,7 @@ def take_turns(rows: list[Measured], steps: dict[str, Step], rounds: int, device
 def memory_of(config: Benchmark, name: str, device: torch.device) -> float | None:
     """Peak memory of a contender's step in MiB, in a process of its own; None where it does not run there."""
     options = ["--variant", config.variant, "--img-size", str(config.img_size), "--batch-size", str(config.batch_size)]
+    options += ["--precision", config.precision]
     line = [sys.executable, __file__, *options, "--memory-of", name]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.split() else None
@@ -344,90 +378,78 @@ def peak_memory_here(config: Benchmark, device: torch.device) -> float:
     name = config.memory_of or ""
     compiled = name.endswith(", compiled")
     step = CONTENDERS[name.removesuffix(", compiled")](config, device, compiled)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = resident_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
     for _ in range(2):
         step()
     settle(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return resident_mib("VmHWM") - before
 
 
-def step_flops(config: Benchmark) -> int:
-    """Floating-point operations of our step on one image, forward and backward, counted on a CPU."""
-    from mpp.corrupt import draw_corruption
-    from mpp.draws import Numbers, Purpose
-    from mpp.models import MaskedPatchModel
-    from mpp.vit import ViT
-
-    vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
-    model = MaskedPatchModel(vit, 512)
-    with FlopCounterMode(display=False) as counter:
-        model(
-            torch.zeros(1, 3, config.img_size, config.img_size),
-            draw_corruption(Numbers(0, Purpose.TRAIN, 0, range(1)), vit.grid),
-        ).sum().backward()
-    return counter.get_total_flops()
-
-
-def matmul_flops(device: torch.device) -> float:
-    """FLOP/s of a large matrix product in the precision of training: what this device can do at best."""
-    size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = torch.randn(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(10):
-        settle(device)
-        started = time.perf_counter()
-        a @ b
-        settle(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+def resident_mib(field: str) -> float:
+    """Of this process's memory in MiB: VmRSS (now) or VmHWM (at most)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 # --- the loader ------------------------------------------------------------------------------------------------------
 
 
+Batches = Callable[[], Iterator[Tensor]]
+
+
 def measure_loader(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """Images/s of one process that reads, decodes, crops and flips, for small images and for photographs' sizes."""
-    small, large = (600, 120) if config.quick else (3000, 400)
+    """Images/s of one process, which reads, decodes, crops and flips: small images, and photographs' sizes."""
+    torch.set_num_threads(1)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for title, count, (height, width), size, crop in (
-            ("32 x 32 JPEGs", small, (32, 32), 32, "pad"),
-            ("500 x 375 JPEGs", large, (375, 500), 224, "resized"),
+        for title, count, (height, width), size, crop, batch in (
+            ("32 x 32 JPEGs", 1024 if config.quick else 4096, (32, 32), 32, "pad", 256),
+            ("500 x 375 JPEGs", 96 if config.quick else 384, (375, 500), 224, "resized", 32),
         ):
             root = Path(folder) / title.replace(" ", "")
             make_jpegs(root / "train", count, height, width)
-            loaders = {
-                OURS: lambda root=root, size=size, crop=crop: our_batches(root, size, crop),
-                "ImageFolder + PIL": lambda root=root, size=size, crop=crop: image_folder_batches(root, size, crop),
-                "datasets + with_transform": lambda root=root, size=size, crop=crop: datasets_batches(root, size, crop),
+            loaders: dict[str, Batches] = {
+                OURS: our_batches(str(root), size, crop, batch, count),
+                "ImageFolder + PIL": image_folder_batches(root, size, crop, batch),
+                "datasets + with_transform": datasets_batches(root, size, crop, batch),
             }
+            packed = root / "set.mpp"
+            pack({"train": load_images(str(root))}, packed, title, short_side=256, progress=False)
+            loaders[PACKED] = our_batches(str(packed), size, crop, batch, count * (20 if crop == "pad" else 1))
             rows = [Measured(name) for name in loaders]
-            for turn in range(1 + (2 if config.quick else config.rounds)):
+            for turn in range(1 + config.rounds):
                 for row in rows:
                     started = time.perf_counter()
-                    seen = sum(len(batch) for batch in loaders[row.name]())
+                    seen = sum(len(images) for images in loaders[row.name]())
                     if turn:  # the first goes over cold files
                         row.seconds.append((time.perf_counter() - started) / seen)
-            table = {row.name: {"images_per_second": row.rate(1), "spread": row.spread()} for row in rows}
-            found[title] = table
-            ours = table[OURS]["images_per_second"]
+            rates = {row.name: row.rate(1) for row in rows}
+            found[title] = {
+                row.name: {
+                    "images_per_second": rates[row.name],
+                    "spread": row.spread(),
+                    "over": {other: rates[row.name] / rate for other, rate in rates.items()},
+                }
+                for row in rows
+            }
+            others = [name for name in rates if name not in (OURS, PACKED)]
             show(
-                f"The loader, one process: {title} to {size} x {size}, crop {crop} and flip",
-                ["", "images/s", "spread", "ours is"],
+                f"The loader, one core: {title} to {size} x {size}, crop {crop} and flip",
+                ["", "images/s", "spread", *(f"/ {name}" for name in others)],
                 [
-                    [
-                        name,
-                        f"{e['images_per_second']:,.0f}",
-                        f"{e['spread']:.1%}",
-                        f"{ours / e['images_per_second']:.2f} x",
-                    ]
-                    for name, e in table.items()
+                    [row.name, f"{rates[row.name]:,.0f}", f"{row.spread():.1%}"]
+                    + [f"{rates[row.name] / rates[name]:.2f} x" for name in others]
+                    for row in rows
                 ],
             )
+    use_the_cpu_well(device)
     return found
+
+
+PACKED = "ours, packed"  # photographs with their short side at 256
 
 
 def make_jpegs(folder: Path, count: int, height: int, width: int) -> None:
@@ -443,70 +465,176 @@ def make_jpegs(folder: Path, count: int, height: int, width: int) -> None:
         Image.fromarray(noisy).save(path, quality=90)
 
 
-def our_batches(root: Path, size: int, crop: Any) -> Iterator[Tensor]:
-    """Batches of training as mpp/pretrain.py reads them, without corruption."""
-    from mpp.images import load_images
-    from mpp.loader import Share, View, no_draws, train_loader
-
-    images = load_images(str(root), "train", size=(size, size))
-    steps = len(images) // 64
+def our_batches(path: str, size: int, crop: Any, batch: int, seen: int) -> Batches:
+    """Batches of training as mpp/pretrain.py reads them, but for the corruption."""
+    images = load_images(path, "train", size=(size, size))
     view = View((size, size), crop, pad=4, scale=(0.2, 1.0), flip=0.5)
-    for batch in train_loader(images, view, no_draws, seed=0, share=Share(64), start=0, steps=steps, workers=0):
-        yield batch["images"]
+
+    def batches() -> Iterator[Tensor]:
+        share, steps = Share(batch), seen // batch
+        for found in train_loader(images, view, no_draws, seed=0, share=share, start=0, steps=steps, workers=0):
+            yield found["images"]
+
+    return batches
 
 
 def pil_transforms(size: int, crop: str) -> Any:
     """The usual transforms, to uint8 tensors."""
     from torchvision.transforms import v2
 
-    cut = v2.RandomCrop(size, padding=4) if crop == "pad" else v2.RandomResizedCrop(size, scale=(0.2, 1.0))
+    pad = v2.RandomCrop(size, padding=4, padding_mode="reflect")
+    cut = (
+        pad
+        if crop == "pad"
+        else v2.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    )
     return v2.Compose([cut, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
-def image_folder_batches(root: Path, size: int, crop: str) -> Iterator[Tensor]:
+def image_folder_batches(root: Path, size: int, crop: str, batch: int) -> Batches:
     """torchvision's ImageFolder and a DataLoader."""
-    from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    images = ImageFolder(str(root / "train"), pil_transforms(size, crop))
-    yield from (batch for batch, _ in DataLoader(images, batch_size=64, shuffle=True, drop_last=True))
+    loader = DataLoader(
+        ImageFolder(str(root / "train"), pil_transforms(size, crop)), batch, shuffle=True, drop_last=True
+    )
+    return lambda: (images for images, _ in loader)
 
 
-def datasets_batches(root: Path, size: int, crop: str) -> Iterator[Tensor]:
+def datasets_batches(root: Path, size: int, crop: str, batch: int) -> Batches:
     """`datasets` with a transform, as transformers' run_mim reads."""
     from datasets import load_dataset
-    from torch.utils.data import DataLoader
 
     transform = pil_transforms(size, crop)
     images = load_dataset(str(root), split="train").with_transform(
         lambda rows: {"pixel_values": [transform(image.convert("RGB")) for image in rows["image"]]}
     )
-    for batch in DataLoader(images, batch_size=64, shuffle=True, drop_last=True):
-        yield batch["pixel_values"]
+    loader = DataLoader(images, batch, shuffle=True, drop_last=True)
+    return lambda: (rows["pixel_values"] for rows in loader)
 
 
 # --- the training command, and cost against size ---------------------------------------------------------------------
 
 
+class Noise:
+    """Images of 32 x 32 of nothing in particular, each of its own colour."""
+
+    label_names = None
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image]:
+        return [Image.frombytes("RGB", (32, 32), i.to_bytes(3, "big") * 1024) for i in indices]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        return f"image {index}"
+
+
 def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """The training command itself, on the built-in images: images/s and the share of time that it waited for data."""
-    steps = 30 if config.quick else 200
+    """The training command itself, with two worker processes: images/s, MFU, and the share of time that it waited for
+    data. On a CPU the small preset on a packed set; on a GPU --variant on JPEGs of 500 x 375 as well."""
+    steps = config.steps or (30 if config.quick else 200)
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--train.steps", str(steps), "--train.batch-size", "64", "--eval.every", str(steps)]
-        script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
-        line = [sys.executable, script, *options, "--eval.images", "64", "--output", f"{folder}/run"]
-        started = time.perf_counter()
-        subprocess.run(line, check=True, capture_output=True)
-        took = time.perf_counter() - started
-        lines = [json.loads(text) for text in Path(folder, "run", "metrics.jsonl").read_text().splitlines()][5:]
-    speed = statistics.median(line["speed/images_per_second"] for line in lines)
-    wait = statistics.median(line["speed/data_wait"] for line in lines)
+        root = Path(folder)
+        pack({"train": Noise(20_000)}, root / "small.mpp", "noise", progress=False)
+        runs = {"nano, 32 x 32, packed": ["--data.path", str(root / "small.mpp"), "--data.workers", "2"]}
+        if device.type == "cuda":
+            make_jpegs(root / "photos" / "train", 2000, 375, 500)
+            size = [
+                "--model.variant",
+                config.variant,
+                "--model.img-size",
+                str(config.img_size),
+                "--model.patch-size",
+                "16",
+            ]
+            size += ["--train.batch-size", str(config.batch_size), "--train.compile", "--optim.name", "adamw"]
+            size += ["--augment.crop", "resized", "--data.path", str(root / "photos"), "--train.log-every", "20"]
+            runs[f"{config.variant}/16, JPEGs of 500 x 375"] = size
+        found = {
+            title: run_training(root / str(number), steps, options)
+            for number, (title, options) in enumerate(runs.items())
+        }
     show(
-        f"mpp/pretrain.py, {steps} steps of 64 built-in images",
-        ["images/s", "waiting for data", "whole command"],
-        [[f"{speed:.0f}", f"{wait:.1%}", f"{took:.0f} s"]],
+        f"mpp/pretrain.py, {steps} steps",
+        ["", "images/s", "waiting for data", "MFU", "whole command"],
+        [
+            [
+                title,
+                f"{e['images_per_second']:,.0f}",
+                f"{e['data_wait']:.1%}",
+                f"{e['mfu']:.0%}",
+                f"{e['seconds']:.0f} s",
+            ]
+            for title, e in found.items()
+        ],
     )
-    return {"images_per_second": speed, "data_wait": wait, "seconds": took}
+    return found
+
+
+def run_training(output: Path, steps: int, options: list[str]) -> dict[str, float]:
+    """The training command in a process of its own: medians of its speeds after the first tenth, and its seconds."""
+    script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
+    shared = ["--train.steps", str(steps), "--eval.every", str(steps), "--eval.images", "64", "--output", str(output)]
+    started = time.perf_counter()
+    subprocess.run([sys.executable, script, *shared, *options], check=True, capture_output=True)
+    took = time.perf_counter() - started
+    lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "speed/mfu" in line and line["step"] > steps / 10]
+    median = {
+        n: statistics.median(line[f"speed/{n}"] for line in lines) for n in ("images_per_second", "data_wait", "mfu")
+    }
+    return median | {"seconds": took}
+
+
+def measure_memory(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
+    """What the training command with a packed set of 100,000 images takes above training the bare model: most memory
+    of the process, in MiB. Both train the small preset, and see 25,600 images."""
+    with tempfile.TemporaryDirectory() as folder:
+        pack({"train": Noise(100_000)}, Path(folder) / "set.mpp", "noise", progress=False)
+        options = ["--train.steps", "100", "--train.batch-size", "256", "--eval.every", "100", "--eval.images", "256"]
+        if config.quick:
+            options[1] = "10"
+        script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
+        options += ["--data.path", f"{folder}/set.mpp", "--data.workers", "0", "--output", f"{folder}/run"]
+        command = most_memory([sys.executable, script, *options])
+    bare = most_memory([sys.executable, __file__, "--memory-of", BARE])
+    show(
+        "Most memory of the process, nano at batch 256",
+        ["", "MiB"],
+        [["mpp/pretrain.py, 100,000 packed images", f"{command:,.0f}"], ["the bare model's training", f"{bare:,.0f}"]],
+    )
+    return {"command_mib": command, "bare_mib": bare, "above_mib": command - bare}
+
+
+BARE = "bare"
+
+
+def train_bare(device: torch.device) -> None:
+    """Ten steps of the small preset's model on random images, with nothing of the toolkit around it."""
+    each = Benchmark(variant="nano", img_size=32, batch_size=256)
+    step = build_ours(each, device, False, patch_size=4)
+    for _ in range(10):
+        step()
+
+
+def most_memory(line: list[str]) -> float:
+    """Most memory that a command took at any moment, in MiB."""
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{' '.join(line)} failed: {said.decode().strip().splitlines()[-1]}")
+    return usage.ru_maxrss / 1024
 
 
 def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
@@ -593,13 +721,9 @@ def random_images(config: Benchmark, device: torch.device) -> Tensor:
     return torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8).to(device)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on a GPU, fp32 on a CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def precision_of(device: torch.device) -> str:
-    return "bf16" if device.type == "cuda" else "fp32"
+def autocast(config: Benchmark, device: torch.device) -> torch.autocast:
+    """--precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def settle(device: torch.device) -> None:
@@ -611,9 +735,7 @@ def settle(device: torch.device) -> None:
 def use_the_cpu_well(device: torch.device) -> None:
     """The settings that training has on a CPU, for all contenders."""
     if device.type == "cpu":
-        from mpp.loop import use_the_cpu_well
-
-        use_the_cpu_well()
+        use_cpu_well()
 
 
 def machine(device: torch.device) -> dict[str, Any]:
