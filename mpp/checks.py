@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width, like
+from mpp.config import Compare, FineTune, LabelledData, LinearProbe, Pretrain, Supervised, flat, height_width, like
 from mpp.errors import UserError
 
 
 def check(config: Any) -> None:
     """The options that all training has in common."""
+    _refuse_huge(config)
     model, train, optim, data = config.model, config.train, config.optim, config.data
     above_zero = {
         "--train.steps": train.steps,
@@ -26,6 +27,8 @@ def check(config: Any) -> None:
         "--optim.lr": optim.lr,
         "--optim.lr-batch-size": optim.lr_batch_size,
         "--data.fraction": data.fraction,
+        "--data.labels": getattr(data, "labels", None),
+        "--model.img-size": model.img_size,
         "--model.patch-size": model.patch_size,
         "--model.mlp-ratio": model.mlp_ratio,
         "--model.depth": model.depth,
@@ -54,7 +57,9 @@ def check(config: Any) -> None:
     _refuse({"--train.average": train.average}, lambda decay: 0 <= decay < 1, "must be at least 0 and below 1")
     p = model.patch_size
     fresh = getattr(config, "init", "scratch") == "scratch"  # weights bring their own patch size
-    for side in height_width(model.img_size) if fresh and model.img_size else ():
+    if config.augment.scale[0] > config.augment.scale[1]:
+        raise UserError(f"--augment.scale {config.augment.scale} must be the smallest share, then the largest")
+    for side in height_width(model.img_size) if fresh and model.img_size is not None else ():
         if side < p or side % p:
             near = sorted({max(1, side // p) * p, (side // p + 1) * p})
             raise UserError(
@@ -71,10 +76,11 @@ def check_pretrain(config: Pretrain) -> None:
     check(config)
     _refuse({"--eval.pictures": config.eval.pictures}, lambda count: count >= 0, "must not be negative")
     c = config.corrupt
-    if min(c.mask, c.other, c.keep) < 0 or abs(c.mask + c.other + c.keep - 1) > 1e-6:
+    if min(c.mask, c.other, c.keep) < 0 or not abs(c.mask + c.other + c.keep - 1) <= 1e-6:  # not so of nan, too
         raise UserError(
             f"--corrupt.mask {c.mask}, --corrupt.other {c.other} and --corrupt.keep {c.keep} must be shares with sum 1"
         )
+    _refuse({"--corrupt.ratio": c.ratio}, lambda ratio: 0 < ratio < 1, "must be above 0 and below 1")
     height, width = height_width(config.model.img_size)
     try:
         num_corrupted(height * width // config.model.patch_size**2, c.ratio)
@@ -115,19 +121,36 @@ def check_finetune(config: FineTune) -> None:
 
 def check_probe(config: LinearProbe) -> None:
     """The options of the linear probe."""
+    _refuse_huge(config)
+    model = config.model
     above_zero = {
         "--probe.shots": config.probe.shots,
         "--probe.draws": config.probe.draws,
         "--probe.neighbours": config.probe.neighbours,
+        "--probe.eval-images": config.probe.eval_images,
         "--batch-size": config.batch_size,
         "--data.fraction": config.data.fraction,
+        "--data.labels": config.data.labels,
+        "--model.img-size": model.img_size,
+        "--model.patch-size": model.patch_size,
+        "--model.mlp-ratio": model.mlp_ratio,
+        "--model.depth": model.depth,
+        "--model.embed-dim": model.embed_dim,
+        "--model.num-heads": model.num_heads,
+    }
+    shares = {
+        "--data.fraction": config.data.fraction,
+        "--model.dropout": model.dropout,
+        "--model.drop-path": model.drop_path,
     }
     _refuse(above_zero, lambda value: value > 0 and math.isfinite(value), "must be above 0")
+    _refuse(shares, lambda value: 0 <= value <= 1, "must be in 0..1")
     _refuse({"--seed": config.seed, "--data.workers": config.data.workers}, lambda n: n >= 0, "must not be negative")
 
 
 def check_compare(config: Compare) -> None:
     """The options of a comparison; those of its runs under the names that they have there."""
+    _refuse_huge(config)
     for labels in config.labels:
         if labels != "all" and not (labels.isdecimal() and int(labels)):
             raise UserError(f"--labels {labels} must be numbers above 0, or all")
@@ -138,7 +161,15 @@ def check_compare(config: Compare) -> None:
     _refuse({"--seeds": config.seeds}, lambda seed: seed >= 0, "must not be negative")
     check_pretrain(like(Pretrain, config.pretrain))
     check_finetune(like(FineTune, config.finetune))
-    check_probe(LinearProbe(probe=config.probe))
+    check_probe(LinearProbe(probe=config.probe, data=like(LabelledData, config.data)))
+
+
+def _refuse_huge(config: Any) -> None:
+    """Raise UserError for a whole number that no tensor, loop or file name here is made for."""
+    for name, value in flat(config).items():
+        huge = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, int) and v >= 1 << 31]
+        if huge:
+            raise UserError(f"--{name.replace('_', '-')} {huge[0]} is too large; the largest is {(1 << 31) - 1}")
 
 
 def _refuse(options: dict[str, Any], allowed: Callable[[Any], bool], says: str) -> None:

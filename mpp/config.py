@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import io
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -449,22 +453,64 @@ Options = TypeVar("Options")
 
 def parse(kind: type[Config], args: list[str] | None = None) -> Config:
     """Read a command line into `kind`, over the preset that --config names. A bad option ends the process with 2."""
-    import tyro
-
     args = sys.argv[1:] if args is None else args
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one prints help and errors
     default = kind()
     path = _value_of("--config", args)
     if path is None and "--resume" in args and (output := _value_of("--output", args)):
         own = Path(output) / "config.toml"  # a run goes on as it began
         path = str(own) if own.exists() else None
     if path:
-        try:
-            default = tyro.cli(kind, args=as_arguments(read_toml(path)), console_outputs=speaks)
-        except SystemExit:
-            print(f"error: the option above is in {path}" if speaks else "", file=sys.stderr)
-            raise
-    return tyro.cli(kind, args=args, default=default, console_outputs=speaks)
+        values = read_toml(path)
+        _refuse_unknown(values, default, path)
+        default = _read(as_arguments(values), default, f" (in {path})")
+    return _read(args, default)
+
+
+def _read(args: list[str], default: Config, where: str = "") -> Config:
+    """A command line over `default`. What is wrong with it is said in one line, by one of several processes."""
+    import tyro
+
+    speaks, said = os.environ.get("RANK", "0") == "0", io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(type(default), args=args, default=default, console_outputs=speaks)
+    except SystemExit as end:
+        if end.code and speaks:
+            print(f"error: {_in_one_line(said.getvalue())}{where}", file=sys.stderr, flush=True)
+        raise
+
+
+def _in_one_line(box: str) -> str:
+    """What tyro says in a box: a title, a rule, what is wrong, a rule, options it may be about. (On a terminal in
+    colour, and with the title in the frame.)"""
+    plain = re.sub(r"^╭.*$", "title\n", re.sub(r"\x1b\[[0-9;]*m", "", box), flags=re.MULTILINE)
+    rows = [row.strip(" │") for row in plain.splitlines()]
+    sections = "\n".join("" if not row.strip("-─╰╯") else row for row in rows).split("\n\n")
+    says = [" ".join(section.split()) for section in sections if section.strip()]
+    wrong = says[1] if len(says) > 1 else " ".join(says)
+    meant = re.findall(r"^--[a-z][\w.-]*", "\n".join(rows), re.MULTILINE) if "Unrecognized" in wrong else []
+    near = f"; did you mean {' or '.join(dict.fromkeys(meant[:3]))}?" if meant else "; --help lists them all"
+    return wrong.removeprefix("Error parsing ").removesuffix(".") + (near if "Unrecognized" in wrong else "")
+
+
+def _refuse_unknown(values: dict[str, Any], default: Any, path: str) -> None:
+    """Raise UserError for what in a file is no option of ours: none is to say --help, or to have tyro write files."""
+    known = flat(default)
+    for name, value in _flatten(values).items():
+        option = f"--config {path}: --{_hyphened(name)}"
+        if name.replace("-", "_") not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean --{_hyphened(near[0])}?" if near else "; --help lists them all"
+            raise UserError(f"{option} is no option{hint}")
+        if isinstance(known[name.replace("-", "_")], bool) != isinstance(value, bool):
+            raise UserError(f"{option} {value!r}: only switches, and all of them, are true or false")
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str) and part.startswith("-"):
+                raise UserError(f"{option} {part!r} reads like another option")
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-").encode("unicode_escape").decode()
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -473,7 +519,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of the encoding, of a name or a nesting that cannot be
         raise UserError(f"--config {path} is not TOML: {error}") from error
 
 

@@ -10,6 +10,9 @@ from typing import NoReturn
 class UserError(Exception):
     """A message for the terminal, without a traceback; the command ends with exit code 2."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # one line, whatever was given as a value
+
 
 def run_command(main: Callable[[], object]) -> NoReturn:
     """Run a command's `main` and end the process as a user expects: 0, or 2 with one line on stderr."""

@@ -7,11 +7,13 @@ and is the only place where damaged files come to light.
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +38,11 @@ _TURNS = {  # by the EXIF orientation, of which 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# What is opened, whatever a file's name says. PIL knows some 35 more, rare and seldom tested, one of which (EPS) starts
+# another program; a format fewer is a door fewer. (A camera's MPO is a JPEG.)
+Image.init()
+FORMATS = ["JPEG", "PNG", "WEBP", "JPEG2000", "GIF", "TIFF", "BMP", "PPM", *(["AVIF"] if "AVIF" in Image.OPEN else [])]
 
 # Decompression bombs stay refused (PIL raises at twice this), but a large photograph is no reason for a warning.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -152,7 +159,7 @@ class TableImages:
         return len(self.table)
 
     def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
-        return [open_image(row) for row in self.table[list(map(int, indices))][self.image_column]]
+        return [open_image(row, self.path) for row in self.table[list(map(int, indices))][self.image_column]]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         if self._labels is None:
@@ -165,7 +172,8 @@ class TableImages:
 
     def where(self, index: int) -> str:
         row = self.table[int(index)][self.image_column] or {}
-        return row["path"] if row.get("path") and row.get("bytes") is None else f"{self.path}, {self.split} row {index}"
+        named = row.get("path") and row.get("bytes") is None
+        return printable(row["path"] if named else f"{self.path}, {self.split} row {index}")
 
 
 @dataclass(frozen=True)
@@ -193,14 +201,47 @@ class LabelColumn:
         return found if self.class_of is None else [None if v is None else self.class_of[v] for v in found]
 
 
-def open_image(row: dict | None) -> Image.Image | Unreadable:
-    """Open a table's {"bytes": ..., "path": ...}; only the header is read."""
+def open_image(row: dict | None, source: str | None = None) -> Image.Image | Unreadable:
+    """Open a table's {"bytes": ..., "path": ...}; only the header is read.
+
+    Where there is a path alone, it must be a regular file within `source`, the set that is being read: a table from
+    elsewhere is not to have other files of this machine read, or a pipe, which would be waited for without end.
+    """
     try:
         if row is None or (row["bytes"] is None and row["path"] is None):
             return Unreadable("the row is empty")
-        return Image.open(row["path"] if row["bytes"] is None else io.BytesIO(row["bytes"]))
+        if row["bytes"] is not None:
+            return _open(io.BytesIO(row["bytes"]))
+        if "::" in row["path"]:
+            return Unreadable("it is in an archive, which is not looked into: unpack that first")
+        if source is None or not _is_within(row["path"], source):
+            return Unreadable("its path leads out of the set that is read")
+        if not stat.S_ISREG(os.stat(row["path"]).st_mode):
+            return Unreadable("it is no regular file")
+        return _open(row["path"])
     except Exception as error:  # on damaged files, PIL's plug-ins raise nearly anything
         return _unreadable(error)
+
+
+def _open(file: str | io.BytesIO) -> Image.Image:
+    return Image.open(file, formats=FORMATS)
+
+
+def _is_within(path: str, source: str) -> bool:
+    """Whether a file is in the folder (or beside the file) that a set is read from, or in the hub's cache."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    here = Path(source).expanduser()
+    folders = [here if here.is_dir() else here.parent] if here.exists() else []
+    file = os.path.abspath(path)  # with no `..`; links are the user's own
+    roots = [os.path.abspath(root) for root in (*folders, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    return any(file.startswith(os.path.join(root, "")) for root in roots)
+
+
+def printable(text: str) -> str:
+    """Text from a set (a file's name, say) on one line, with no control characters: as "\\n" for a line break."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size_as_seen(image: Image.Image) -> tuple[int, int]:
@@ -238,13 +279,14 @@ def pixels(image: Image.Image, size: tuple[int, int], box: Box | None = None) ->
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey, where PIL's own conversion clips at 255
-        grey = np.asarray(image).astype(np.float64)
-        if not np.isfinite(grey).all():
+        grey = np.asarray(image).astype(np.float32)  # in place from here: large scans are 16-bit grey
+        if not np.isfinite(grey.sum(dtype=np.float64)):
             raise ValueError("pixels that are not finite numbers")
         top = 65535.0
         if image.mode == "F":  # no convention: 0..1, 0..255 or 0..65535, by the largest value
             top = next((limit for limit in (1.0, 255.0) if grey.max() <= limit), 65535.0)
-        image = Image.fromarray((np.clip(grey / top, 0, 1) * 255).round().astype(np.uint8))
+        grey *= 255 / top
+        image = Image.fromarray(grey.clip(0, 255, out=grey).round(out=grey).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -269,8 +311,8 @@ def _quarter_turned(turn: Image.Transpose | None) -> bool:
 
 def _unreadable(error: BaseException) -> Unreadable:
     if isinstance(error, UnidentifiedImageError):
-        return Unreadable("no image format that PIL knows")
-    return Unreadable(str(error).strip().replace("\n", " ") or type(error).__name__)
+        return Unreadable(f"no image format that is read: {', '.join(FORMATS)}")
+    return Unreadable(printable(str(error).strip().replace("\n", " ")) or type(error).__name__)
 
 
 def _load_table(path: str, split: str) -> Dataset:
@@ -283,12 +325,62 @@ def _load_table(path: str, split: str) -> Dataset:
         return load_dataset(name, split=split, **options)
 
 
+@cache
+def look_through(folder: str) -> None:
+    """Warn of a folder's files that are called like images, but that `datasets` passes over without a word.
+
+    Raises UserError for a name that is no text, on which it gives up, and for a .tar shard without its end: read from
+    front to back, one that was cut between two files only seems to hold less.
+    """
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    extensions, unknown = set(ImageFolder.EXTENSIONS), {".avif", ".heic", ".heif", ".jxl"}
+    left_out = []
+    for file in _files(folder):
+        extension = os.path.splitext(file.name)[1].lower()
+        if extension == ".tar" and file.is_file() and not _ends_in_zeros(file):
+            raise UserError(
+                f"--data.path {folder}: the shard {printable(file.path)} is damaged or cut short (a .tar file ends in "
+                f"zeros); fetch or make it again"
+            )
+        if file.name.startswith(".") or extension not in extensions | unknown:
+            continue
+        if extension not in extensions:
+            left_out.append((file.path, f"{extension} is no kind of file that is found in folders; convert it"))
+        elif "\n" in file.name or "::" in file.name:
+            left_out.append((file.path, "a name with a line break or ::"))
+        elif not file.is_file() and not file.is_dir():
+            left_out.append((file.path, "a link to nothing" if file.is_symlink() else "no regular file"))
+        elif any("\ud800" <= c <= "\udfff" for c in file.name):  # how Python spells bytes that are not UTF-8
+            raise UserError(f"--data.path {printable(file.path)}: the name of this file is not UTF-8; rename it")
+    if left_out and os.environ.get("RANK", "0") == "0":
+        where, why = left_out[0]
+        warnings.warn(f"{len(left_out):,} files are left out, the first: {printable(where)} ({why})", stacklevel=2)
+
+
+def _ends_in_zeros(file: os.DirEntry[str]) -> bool:
+    with open(file.path, "rb") as shard:
+        shard.seek(max(0, file.stat().st_size - 512))
+        return shard.read() == bytes(512)
+
+
+def _files(folder: str) -> Iterator[os.DirEntry[str]]:
+    """All in a folder and the folders below it that is no folder; links are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path)
+            else:
+                yield entry
+
+
 def source_of(path: str) -> tuple[str, dict[str, dict[str, str]]]:
     """What `datasets.load_dataset` takes for a path: its first argument and options."""
     here = Path(path).expanduser()
     if here.is_dir():
         if not any(here.iterdir()):
             raise UserError(f"--data.path {path} is an empty folder")
+        look_through(str(here))
         return str(here), {}
     if here.suffix == ".parquet" and here.is_file():
         return "parquet", {"data_files": {"train": str(here)}}
@@ -310,7 +402,10 @@ def naming_the_source(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        cause: BaseException = error
+        while str(cause).startswith("An error occurred while generating") and cause.__cause__:
+            cause = cause.__cause__  # what `datasets` says of everything
+        reason = printable(next(iter(str(cause).strip().splitlines()), type(cause).__name__))
         raise UserError(
             f"--data.path {path} could not be read as a set of images ({reason}); it takes a folder of images, "
             f"a folder or file of parquet, a folder of WebDataset .tar shards, a hub id, or shapes"

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from mpp.config import LinearProbe, write_toml
+from mpp.config import LinearProbe, Probe, write_toml
 from mpp.errors import UserError
 from mpp.images import Images
 from mpp.labelled import at_most, draw_labels, hold_out, open_labelled
@@ -51,6 +51,8 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
         train, test = open_labelled(config.data, vit.img_size, config.seed)
     test = at_most(test, config.probe.eval_images)
     classes = len(train.label_names or [])
+    if config.probe.shots != Probe().shots:  # of the default ones, those that are too many are left out
+        refuse_more_shots_than_images(config.probe.shots, train)
     unreadable: dict[str, str] = {}
     x, y = features_of(train, vit, layers, config, accelerator, unreadable)
     test_x, test_y = features_of(test, vit, layers, config, accelerator, unreadable)
@@ -74,6 +76,17 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     finish(output, config, result)
     print(summary(config, result, output))
     return result
+
+
+def refuse_more_shots_than_images(shots: Sequence[int], images: Images) -> None:
+    """Raise UserError if a class has fewer images than labels a class are asked for."""
+    counts = np.bincount(images.labels(range(len(images))), minlength=len(images.label_names or []))
+    if max(shots) > counts.min():
+        name = (images.label_names or [])[int(counts.argmin())]
+        raise UserError(
+            f"--probe.shots {max(shots)} is more than the {counts.min():,} training images of class {name}; ask for "
+            f"{counts.min():,} at most"
+        )
 
 
 def probe_layers(layer: str, depth: int) -> list[int]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
-from mpp.images import Unreadable, naming_the_source, open_image, pick_column, source_of
+from mpp.images import Unreadable, naming_the_source, open_image, pick_column, printable, source_of
 from mpp.loader import Batch, Draws, Samples, Share, View, as_it_is, leave_signals, read_batch
 from mpp.packed import is_packed
 
@@ -145,7 +145,7 @@ class Row:
         raise UserError(NO_LABELS)
 
     def where(self, index: int) -> str:
-        return self.samples[int(index)][0]
+        return printable(self.samples[int(index)][0])
 
     def next_of_lane(self, place: int) -> int:
         """Who stands in for an unreadable sample: the next of its lane, which every process that needs it has read."""
