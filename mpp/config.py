@@ -277,6 +277,8 @@ class Pretrain:
     """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
     resume: bool = False
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+    resume_anyway: bool = False
+    """With --resume: go on although options that matter to the numbers are not those that the run began with."""
 
 
 @dataclass
@@ -345,6 +347,8 @@ class Supervised:
     """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
     resume: bool = False
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+    resume_anyway: bool = False
+    """With --resume: go on although options that matter to the numbers are not those that the run began with."""
 
 
 @dataclass
@@ -377,6 +381,8 @@ class FineTune:
     """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
     resume: bool = False
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+    resume_anyway: bool = False
+    """With --resume: go on although options that matter to the numbers are not those that the run began with."""
 
 
 @dataclass
@@ -487,7 +493,7 @@ def write_toml(config: Any, path: Path) -> None:
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
-_ONCE = ("config", "resume", "output", "export_predictions", "dry_run")  # of one start, not of what is computed
+_ONCE = ("config", "resume", "resume_anyway", "output", "export_predictions", "dry_run")  # of one start, not of what is computed
 
 
 def like(kind: type[Options], source: Any, **own: Any) -> Options:

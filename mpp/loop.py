@@ -37,7 +37,7 @@ from mpp.config import Data, Train
 from mpp.errors import UserError
 from mpp.loader import Batch, Share
 from mpp.optim import build_optimizer, schedule
-from mpp.records import Records, refuse_to_overwrite
+from mpp.records import Records, refuse_other_options, refuse_to_overwrite, why_unwritable
 from mpp.streams import Positions
 
 
@@ -126,13 +126,18 @@ def named_folder(output: str | None, command: str) -> Path:
     return Path(broadcast_object_list([output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"])[0])
 
 
-def prepare_output(output: str | None, command: str, resume: bool, accelerator: Accelerator) -> Path:
-    """The run's folder, the same on all processes. Raises UserError if it holds a run that is not to be resumed."""
-    if output is None and resume:
+def prepare_output(config: Any, command: str, resume: bool, accelerator: Accelerator) -> Path:
+    """The run's folder, the same on all processes. Raises UserError if it cannot be written, or holds a run that is not
+    to be resumed, or was begun with other options."""
+    if config.output is None and resume:
         raise UserError("--resume goes on with the run in --output; name that folder")
-    folder = named_folder(output, command)
-    if not resume:
+    folder = named_folder(config.output, command)
+    if resume:
+        refuse_other_options(folder, config)
+    else:
         refuse_to_overwrite(folder)
+    if reason := broadcast_object_list([why_unwritable(folder) if accelerator.is_main_process else None])[0]:
+        raise UserError(f"--output {folder} cannot be written ({reason}); name another folder")
     accelerator.wait_for_everyone()  # before the main process writes into it
     return folder
 

@@ -157,7 +157,7 @@ class PretrainJob:
 def run_pretraining(config: Pretrain, accelerator: Accelerator) -> Outcome:
     """Prepare, train, export, report: the command, but for its options and devices."""
     share = share_of(config.train, accelerator)
-    output = prepare_output(config.output, "pretrain", config.resume, accelerator)
+    output = prepare_output(config, "pretrain", config.resume, accelerator)
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         job = PretrainJob(config, accelerator)

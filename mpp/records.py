@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ from torchvision.utils import make_grid
 from mpp.config import differences, flat, write_toml
 from mpp.errors import UserError
 
+# Options that change no number, or only its rounding: a run may go on with others.
+_HARMLESS = {
+    *("data.workers", "data.on_error", "eval.every", "eval.pictures"),
+    *("train.accumulate", "train.compile", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
+}
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
 
 
@@ -118,22 +125,50 @@ def finish(folder: Path, config: Any, result: dict[str, Any]) -> None:
     write_whole(folder / "result.json", text.encode())
 
 
+def why_unwritable(folder: Path) -> str | None:
+    """Why no run can be written into a folder that may not be there yet, or None; tried out, and left as it was."""
+    made: list[Path] = []
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+    return None
+
+
 def refuse_to_overwrite(folder: Path) -> None:
     """Raise UserError if a folder already holds a run."""
     if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "lr_grid", "result.json")):
         raise UserError(f"--output {folder} already holds a run; --resume goes on with it, or give another folder")
 
 
-def refuse_other_options(folder: Path, config: Any) -> None:
-    """Raise UserError if a run was made, or begun, with other options than are asked for now."""
-    if not (folder / "config.toml").exists():
+def refuse_other_options(folder: Path, config: Any, *, remade: bool = False) -> None:
+    """Raise UserError if a run was begun with other options than are asked for now, and the numbers depend on them.
+
+    --resume-anyway insists. With `remade`, more steps are another run, too: one to be made again, not to go on with.
+    """
+    if not (folder / "config.toml").exists() or getattr(config, "resume_anyway", False):
         return
     found = differences(folder / "config.toml", config)
     if getattr(getattr(config, "optim", None), "lr_grid", ()):  # from which the run chose its lr
         found.pop("optim.lr", None)
-    if found:
+    allowed = _HARMLESS if remade else {*_HARMLESS, "train.steps"}
+    named = [
+        f"--{name.replace('_', '-')} {then}, now {now}" for name, (then, now) in found.items() if name not in allowed
+    ]
+    if named:
+        way_out = (
+            "give another --output, or remove that folder to have it made again"
+            if remade
+            else "leave them out to go on as it began, insist with --resume-anyway, or give another --output"
+        )
         raise UserError(
-            f"{folder} was made with other options than are asked for now ("
-            + ", ".join(f"{name} {then}, now {now}" for name, (then, now) in list(found.items())[:3])
-            + "); give another --output, or remove that folder to have it made again"
+            f"{folder} was made with other options than are asked for now ({', '.join(named[:5])}"
+            f"{f' and {len(named) - 5} more' if len(named) > 5 else ''}); {way_out}"
         )
