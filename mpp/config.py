@@ -493,7 +493,8 @@ def write_toml(config: Any, path: Path) -> None:
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
-_ONCE = ("config", "resume", "resume_anyway", "output", "export_predictions", "dry_run")  # of one start, not of what is computed
+# of one start, not of what is computed
+_ONCE = ("config", "resume", "resume_anyway", "output", "export_predictions", "dry_run")
 
 
 def like(kind: type[Options], source: Any, **own: Any) -> Options:

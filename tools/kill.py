@@ -18,7 +18,7 @@ import time
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -78,6 +78,7 @@ def begin(args: list[str], log: Path, rank: int = 0, world_size: int = 1, port: 
 
 def _run(args: list[str], log: Path, rank: int, world_size: int, port: int) -> None:
     os.setsid()
+    set_start_method(None, force=True)  # of a run's own workers: the system's default, as ever
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
