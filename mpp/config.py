@@ -192,6 +192,12 @@ class Train:
     """Images a step, over all processes and accumulation."""
     accumulate: int = 1
     """Parts a step's batch is computed in, one after another, where memory is short."""
+    auto_batch: bool = False
+    """Try a step at the start, and raise --train.accumulate until it fits into memory: batch and numbers stay."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is no finite number: stop, or leave that step out (waits for the device every step)."""
+    max_skips: int = 10
+    """How many steps in a row --train.on-nonfinite skip leaves out before it stops, too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on accelerators that have it, else fp32."""
     compile: bool = False

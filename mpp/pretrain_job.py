@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -77,6 +77,9 @@ class PretrainJob:
         if isinstance(self.train_images, Stream):  # of unknown length: the epoch that its lanes are in
             return sum(epoch for epoch, _ in positions.values()) / len(positions)
         return step * self.config.train.batch_size / len(self.train_images)
+
+    def where(self, index: int) -> str:
+        return cast(Images, self.train_images).where(index)
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = shift_and_flip(batch["images"], batch["shift"], batch["flip"])

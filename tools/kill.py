@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, set_start_method
@@ -69,14 +70,24 @@ class Tally:
         )
 
 
-def begin(args: list[str], log: Path, rank: int = 0, world_size: int = 1, port: int = 0) -> ForkServerProcess:
-    """Start mpp/pretrain.py in a process, and process group, of its own, or one rank of several of them."""
-    process = _SERVER.Process(target=_run, args=(args, log, rank, world_size, port))
+def begin(
+    args: list[str],
+    log: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    port: int = 0,
+    prepare: Callable[[], object] | None = None,
+) -> ForkServerProcess:
+    """Start mpp/pretrain.py in a process, and process group, of its own, or one rank of several of them; what it prints
+    is appended to `log`. `prepare` is called there before, to have something go wrong."""
+    process = _SERVER.Process(target=_run, args=(args, log, rank, world_size, port, prepare))
     process.start()
     return process
 
 
-def _run(args: list[str], log: Path, rank: int, world_size: int, port: int) -> None:
+def _run(
+    args: list[str], log: Path, rank: int, world_size: int, port: int, prepare: Callable[[], object] | None
+) -> None:
     os.setsid()
     set_start_method(None, force=True)  # of a run's own workers: the system's default, as ever
     with log.open("ab") as file:
@@ -87,6 +98,8 @@ def _run(args: list[str], log: Path, rank: int, world_size: int, port: int) -> N
         os.environ |= {name: str(value) for name, value in sizes.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves to the system
+    if prepare:
+        prepare()
     run_command(lambda: pretrain(args))
 
 
