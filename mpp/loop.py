@@ -247,8 +247,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
 
     def doing() -> str:
         return (
-            f"at step {outcome.step + 1} with --train.batch-size {options.batch_size}: {len(share.places(0))} images at "
-            f"a time ({accelerator.num_processes} process(es), --train.accumulate {options.accumulate})"
+            f"at step {outcome.step + 1} with --train.batch-size {options.batch_size}: {len(share.places(0))} images "
+            f"at a time ({accelerator.num_processes} process(es), --train.accumulate {options.accumulate})"
         )
 
     model.train()
@@ -433,7 +433,7 @@ def summary_line(step: int, steps: int, metrics: dict[str, float]) -> str:
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and SIGUSR1 ask for a clean stop with a checkpoint; Ctrl-C again, after a second, ends at once."""
+    """Ctrl-C, SIGTERM and SIGUSR1 ask for a clean stop with a checkpoint; Ctrl-C again, a second later: at once."""
 
     def __init__(self) -> None:
         self.process = os.getpid()

@@ -6,7 +6,16 @@ otherwise; they are processes of their own, with the real command in them.
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import resource
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -296,8 +305,8 @@ def test_auto_batch_finds_the_parts_that_fit_and_keeps_the_numbers(tmp_path, mon
     monkeypatch.setattr(PretrainJob, "training_step", short_of_memory(2))
     assert losses(pretrain(tmp_path / "run", "--train.auto-batch")) == pytest.approx(straight, abs=1e-4)
     assert "accumulate = 4" in (tmp_path / "run" / "config.toml").read_text()
+    monkeypatch.setattr(PretrainJob, "training_step", short_of_memory(0))
     with pytest.raises(UserError, match="not even 1 image"):
-        monkeypatch.setattr(PretrainJob, "training_step", short_of_memory(0))
         pretrain(tmp_path / "none", "--train.auto-batch")
 
 
