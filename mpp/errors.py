@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -17,10 +19,14 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     rank where there are several. What is nobody's fault but ours keeps its traceback and exit code 1."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     where = f" (rank {os.environ.get('RANK')} of {processes})" if processes > 1 else ""
+    threading.excepthook = _leave_to_the_main_thread
     try:
         main()
     except Exception as error:
-        line = str(error) if isinstance(error, UserError) else loss_of_a_process(error)
+        try:
+            line = str(error) if isinstance(error, UserError) else loss_of_a_process(error)
+        except RuntimeError as late:  # PyTorch raises out of SIGCHLD, whatever is running, when a reading process dies
+            line = loss_of_a_process(late)
         print(f"error{where}: {line or type(error).__name__}", file=sys.stderr, flush=True)
         if line is None:
             raise
@@ -28,12 +34,19 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     sys.exit(0)
 
 
+def _leave_to_the_main_thread(raised: threading.ExceptHookArgs) -> None:
+    """Threads that write (TensorBoard's) hand a full disk on to whoever next has something to write: not twice, then."""
+    if not isinstance(raised.exc_value, OSError):
+        threading.__excepthook__(raised)
+
+
 def loss_of_a_process(error: Exception) -> str | None:
     """What to say if an error comes of another process that has died, of whatever command; None if not."""
     text = " ".join(str(error).split())
-    if "DataLoader worker" in text:
+    while_receiving = any("resource_sharer" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    if "DataLoader worker (pid" in text or while_receiving:
         return (
-            f"a process that reads images has died ({text[:200]}); the system ends them where memory is short: fewer "
+            f"a process that reads images has died ({text[:200] or type(error).__name__}); the system ends them where memory is short: fewer "
             f"--data.workers need less; --resume goes on from the last checkpoint"
         )
     if "gloo" in text or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):

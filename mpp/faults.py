@@ -136,8 +136,9 @@ def find_parts(
     """The share with the fewest parts a batch, from share.accumulate on, that each fit into memory on all processes.
 
     `first` is a micro-batch of `share` on the CPU; `step` gives a micro-batch's loss. It is tried forward and backward,
-    with no gradients shared (one process may run out of memory while another does not), and beside stand-ins for the
-    two means that the optimiser will keep. With `even`, parts are of an even number of images.
+    beside stand-ins for the two means that the optimiser will keep; `model` is the bare one, which waits for no other
+    process, because one may run out of memory while another does not. With `even`, parts are of an even number of
+    images.
     """
     images = share.batch_size // share.world_size
     for parts in [share.accumulate, *smaller_parts(share)]:
@@ -148,8 +149,7 @@ def find_parts(
         try:
             means = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
             batch = {name: value[:size].to(accelerator.device) for name, value in first.items()}
-            with accelerator.no_sync(model):
-                accelerator.backward(step(model, batch))
+            step(model, batch).backward()
             del batch, means
         except Exception as error:
             if not is_out_of_memory(error):

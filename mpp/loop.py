@@ -182,7 +182,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     bare = accelerator.unwrap_model(model)
     resumed: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
     if options.auto_batch:
-        share = fitting(job, config, accelerator, model, share, first, resumed)
+        share = fitting(job, config, accelerator, bare, share, first, resumed)
         options.accumulate = accelerator.gradient_accumulation_steps = share.accumulate
     evaluated = average.module if average else bare  # without gradients to share, so with no group to wait for
     records = Records(output, accelerator, config)
