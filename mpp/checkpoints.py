@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
@@ -37,8 +38,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, and then delete all but the last `keep`.
 
-    `state` is whatever else the run has to remember, as JSON. An OSError (a full disk, say) leaves the earlier
-    checkpoints as they are.
+    `state` is whatever else the run has to remember, as JSON. Raises OSError if it cannot be written (a full disk,
+    say), and leaves the earlier checkpoints as they are.
     """
     final = folder / f"step_{step:08d}"
     draft = final.with_name(final.name + ".tmp")
@@ -56,12 +57,17 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
         _flush(folder)
-    except BaseException:
+    except BaseException as error:
+        room = shutil.disk_usage(folder).free
         shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, SafetensorError | RuntimeError):  # what a full disk is to these two libraries
+            raise OSError(f"{error}; {room / 2**20:.1f} MiB were free") from error
         raise
     kept = [path for path in whole(folder) if path.name <= final.name]  # newer ones were damaged, and gone back from
     for old in set(whole(folder)) - set(kept[-keep:]):
-        shutil.rmtree(old)
+        old.rename(old.with_name(old.name + ".tmp"))  # first, so that what a kill leaves of it is not taken for whole
+    for rest in folder.glob("*.tmp"):
+        shutil.rmtree(rest)
     return final
 
 

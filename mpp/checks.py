@@ -18,6 +18,7 @@ def check(config: Any) -> None:
         "--train.steps": train.steps,
         "--train.batch-size": train.batch_size,
         "--train.accumulate": train.accumulate,
+        "--train.max-skips": train.max_skips,
         "--train.log-every": train.log_every,
         "--train.checkpoint-every": train.checkpoint_every,
         "--train.keep-checkpoints": train.keep_checkpoints,

@@ -64,6 +64,9 @@ class ClassifyJob:
     def epoch(self, step: int, positions: Positions) -> float:
         return step * self.config.train.batch_size / len(self.train_images)
 
+    def where(self, index: int) -> str:
+        return self.train_images.where(index)
+
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = normalise(batch["images"])
         weights = F.one_hot(batch["labels"], len(self.model.classes)).float()  # (B, classes)

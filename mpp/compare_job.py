@@ -111,7 +111,7 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     }
     pieces = [arm.pretraining for arm in arms if arm.pretraining] + [*probes.values(), *tunings.values()]
     for piece in pieces:
-        refuse_other_options(piece.folder, piece.config)
+        refuse_other_options(piece.folder, piece.config, remade=True)
     if accelerator.is_main_process:
         print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator.device))
     if config.dry_run:

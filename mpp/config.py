@@ -198,6 +198,12 @@ class Train:
     """Images a step, over all processes and accumulation."""
     accumulate: int = 1
     """Parts a step's batch is computed in, one after another, where memory is short."""
+    auto_batch: bool = False
+    """Try a step at the start, and raise --train.accumulate until it fits into memory: batch and numbers stay."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is no finite number: stop, or leave that step out (waits for the device every step)."""
+    max_skips: int = 10
+    """How many steps in a row --train.on-nonfinite skip leaves out before it stops, too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on accelerators that have it, else fp32."""
     activation_checkpointing: bool = False
@@ -285,6 +291,8 @@ class Pretrain:
     """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
     resume: bool = False
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+    resume_anyway: bool = False
+    """With --resume: go on although options that matter to the numbers are not those that the run began with."""
 
 
 @dataclass
@@ -353,6 +361,8 @@ class Supervised:
     """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
     resume: bool = False
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+    resume_anyway: bool = False
+    """With --resume: go on although options that matter to the numbers are not those that the run began with."""
 
 
 @dataclass
@@ -385,6 +395,8 @@ class FineTune:
     """A preset (recipes/presets/*.toml) or another run's config.toml; options on the line win over it."""
     resume: bool = False
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
+    resume_anyway: bool = False
+    """With --resume: go on although options that matter to the numbers are not those that the run began with."""
 
 
 @dataclass
@@ -537,7 +549,8 @@ def write_toml(config: Any, path: Path) -> None:
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
-_ONCE = ("config", "resume", "output", "export_predictions", "dry_run")  # of one start, not of what is computed
+# of one start, not of what is computed
+_ONCE = ("config", "resume", "resume_anyway", "output", "export_predictions", "dry_run")
 
 
 def like(kind: type[Options], source: Any, **own: Any) -> Options:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -15,10 +18,43 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[], object]) -> NoReturn:
-    """Run a command's `main` and end the process as a user expects: 0, or 2 with one line on stderr."""
+    """Run a command's `main` and end the process as a user expects: 0, or 2 with one line on stderr, which names the
+    rank where there are several. What is nobody's fault but ours keeps its traceback and exit code 1."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    where = f" (rank {os.environ.get('RANK')} of {processes})" if processes > 1 else ""
+    threading.excepthook = _leave_to_the_main_thread
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        try:
+            line = str(error) if isinstance(error, UserError) else loss_of_a_process(error)
+        except RuntimeError as late:  # PyTorch raises out of SIGCHLD, whatever is running, when a reading process dies
+            line = loss_of_a_process(late)
+        print(f"error{where}: {line or type(error).__name__}", file=sys.stderr, flush=True)
+        if line is None:
+            raise
         sys.exit(2)
     sys.exit(0)
+
+
+def _leave_to_the_main_thread(raised: threading.ExceptHookArgs) -> None:
+    """Threads that write (TensorBoard's) hand a full disk on to whoever next has something to write: not twice, then."""
+    if not isinstance(raised.exc_value, OSError):
+        threading.__excepthook__(raised)
+
+
+def loss_of_a_process(error: Exception) -> str | None:
+    """What to say if an error comes of another process that has died, of whatever command; None if not."""
+    text = " ".join(str(error).split())
+    while_receiving = any("resource_sharer" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
+    if "DataLoader worker (pid" in text or while_receiving:
+        return (
+            f"a process that reads images has died ({text[:200] or type(error).__name__}); the system ends them where memory is short: fewer "
+            f"--data.workers need less; --resume goes on from the last checkpoint"
+        )
+    if "gloo" in text or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return (
+            f"another process of this run has died or does not answer ({text[:200]}); its own message says why; "
+            f"--resume goes on from the last checkpoint"
+        )
+    return None

@@ -26,7 +26,7 @@ from mpp.vit import ViT
 
 def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, Any]:
     """Pretrain with labels; returns what result.json says (nothing if the run was stopped)."""
-    output = prepare_output(config.output, "supervised", config.resume, accelerator)
+    output = prepare_output(config, "supervised", config.resume, accelerator)
     with accelerator.main_process_first():
         images, test = open_labelled(
             config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
@@ -47,7 +47,7 @@ def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, An
 
 def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Fine-tune; returns what result.json says (nothing if the run was stopped)."""
-    output = prepare_output(config.output, "finetune", config.resume, accelerator)
+    output = prepare_output(config, "finetune", config.resume, accelerator)
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
@@ -85,7 +85,7 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Measure a fine-tuned model on a labelled set without training; returns what result.json says."""
     started = time.perf_counter()
-    output = prepare_output(config.output, "evaluate", False, accelerator)
+    output = prepare_output(config, "evaluate", False, accelerator)
     refuse_shape_options(config.init, config.model)
     model = load_classifier(config.init)
     if config.model.img_size is not None:
@@ -124,7 +124,7 @@ def try_learning_rates(
     for lr in config.optim.lr_grid:
         folder = output / "lr_grid" / f"{lr:g}"
         trial = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, lr_grid=()), resume=True)
-        refuse_other_options(folder, trial)
+        refuse_other_options(folder, trial, remade=True)
         if (folder / "result.json").exists():
             found[f"{lr:g}"] = json.loads((folder / "result.json").read_text())["eval/top1"]
             continue

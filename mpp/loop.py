@@ -6,7 +6,6 @@ A job says what is learnt (`Job`); the loop owns everything else, and reads from
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import signal
 import sys
@@ -27,7 +26,7 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -35,12 +34,16 @@ from tqdm import tqdm
 from mpp import checkpoints
 from mpp.config import Data, Train
 from mpp.errors import UserError
+from mpp.faults import Finiteness, Step, find_parts, out_of_memory_told, what_to_lower
 from mpp.flops import peak_flops
 from mpp.loader import Batch, Share
 from mpp.optim import build_optimizer, schedule
-from mpp.records import Records, refuse_to_overwrite
+from mpp.records import Records, refuse_other_options, refuse_to_overwrite, why_unwritable
 from mpp.streams import Positions
 from mpp.vit import ViT
+
+_PREPARING = timedelta(hours=2)  # in which one process may prepare a large set, and the others wait
+_TRAINING = timedelta(minutes=10)  # in which a checkpoint must be written
 
 
 class Job(Protocol):
@@ -61,6 +64,10 @@ class Job(Protocol):
 
     def epoch(self, step: int, positions: Positions) -> float:
         """How often the training images have been seen after `step` steps."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The file or row that a training image comes from (a stream's batches bring that themselves)."""
         ...
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -104,7 +111,7 @@ def start_accelerator(precision: str) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
         log_with="tensorboard",
         project_config=ProjectConfiguration(logging_dir="."),  # `Records` says where
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # while one process prepares a large set
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PREPARING)],
     )
     if accelerator.num_processes != world_size:
         raise UserError(f"{world_size} processes were launched, but {accelerator.num_processes} found each other")
@@ -129,6 +136,12 @@ def dtype_of(accelerator: Accelerator) -> torch.dtype:
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
+def wait_at_most(time: timedelta) -> None:
+    """How long a process waits for the others from now on before it takes them for dead."""
+    if distributed.is_initialized():
+        getattr(distributed, "set_timeout", distributed.distributed_c10d._set_pg_timeout)(time)
+
+
 def share_of(train: Train, accelerator: Accelerator) -> Share:
     """What this process computes of every batch; raises UserError if a batch does not divide."""
     parts = accelerator.num_processes * train.accumulate
@@ -150,13 +163,19 @@ def named_folder(output: str | None, command: str) -> Path:
     return Path(broadcast_object_list([output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"])[0])
 
 
-def prepare_output(output: str | None, command: str, resume: bool, accelerator: Accelerator) -> Path:
-    """The run's folder, the same on all processes. Raises UserError if it holds a run that is not to be resumed."""
-    if output is None and resume:
+def prepare_output(config: Any, command: str, resume: bool, accelerator: Accelerator) -> Path:
+    """The run's folder, the same on all processes. Raises UserError if it cannot be written, or holds a run that is not
+    to be resumed, or was begun with other options."""
+    if config.output is None and resume:
         raise UserError("--resume goes on with the run in --output; name that folder")
-    folder = named_folder(output, command)
-    if not resume:
+    wait_at_most(_PREPARING)
+    folder = named_folder(config.output, command)
+    if resume:
+        refuse_other_options(folder, config)
+    else:
         refuse_to_overwrite(folder)
+    if reason := broadcast_object_list([why_unwritable(folder) if accelerator.is_main_process else None])[0]:
+        raise UserError(f"--output {folder} cannot be written ({reason}); name another folder")
     accelerator.wait_for_everyone()  # before the main process writes into it
     return folder
 
@@ -188,13 +207,19 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
         job.model.compile()
     model, optimizer = accelerator.prepare(job.model, optimizer)
     bare = accelerator.unwrap_model(model)
+    resumed: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
+    if options.auto_batch:
+        share = fitting(job, config, accelerator, bare, share, first, resumed)
+        options.accumulate = accelerator.gradient_accumulation_steps = share.accumulate
     evaluated = average.module if average else bare  # without gradients to share, so with no group to wait for
     records = Records(output, accelerator, config)
     accelerator.wait_for_everyone()
+    wait_at_most(_TRAINING)
     records.open(first, headline)
-    resumed: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
     loader = job.batches(share, first, resumed)
     positions: Positions = {}  # of this process's lanes; every batch of a stream brings them
+    finiteness = Finiteness(output, accelerator, job.where)
+    skips = skips_in_a_row = 0  # steps left out: since the last line of metrics, and the last in a row
     clock = Clock(flops / peak_flops(accelerator.device, dtype_of(accelerator)) / accelerator.num_processes)
     outcome = Outcome(first, {}, 0.0, stopped=False, model=evaluated)
     bar = tqdm(
@@ -207,7 +232,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     )
 
     def evaluate(step: int) -> dict[str, float]:
-        with clock.paused():
+        way_out = f"lower --eval.batch-size (now {config.eval.batch_size})"
+        with clock.paused(), out_of_memory_told(lambda: f"evaluating after step {step}", way_out, accelerator.device):
             evaluated.eval()
             with torch.no_grad():
                 metrics = {f"eval/{name}": value for name, value in job.evaluate(evaluated).items()}
@@ -216,37 +242,79 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
             model.train()
             return metrics
 
-    def save(step: int) -> None:
+    def warn(text: str) -> None:
+        if accelerator.is_main_process:
+            bar.write(f"warning: {text}", file=sys.stderr)
+
+    def save(step: int, needed: bool) -> None:
         with clock.paused():
             state = {"positions": gather_dicts(accelerator, positions), "seconds": before + clock.total()}
+            reason = None
             if accelerator.is_main_process:
-                checkpoints.save(
-                    output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints, average
-                )
-            accelerator.wait_for_everyone()
+                try:
+                    checkpoints.save(
+                        output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints, average
+                    )
+                except OSError as error:  # a full disk, say
+                    reason = f"the checkpoint of step {step} could not be written ({error.strerror or error})"
+            if reason := broadcast_object_list([reason])[0]:
+                last = checkpoints.whole(output / "checkpoints")
+                reason += f"; the last one is {last[-1]}" if last else "; there is none before it"
+                if needed:
+                    raise UserError(f"{reason}: make room on the disk, and --resume goes on from there")
+                warn(f"{reason}; training goes on")
+
+    def refuse_broken_steps() -> None:
+        if broken := finiteness.first_broken():
+            raise UserError(
+                f"{finiteness.save(broken)}; a lower --optim.lr (now {used_lr:.2g}) or more --optim.warmup-steps may "
+                f"help, or --train.on-nonfinite skip; --resume goes back to the last checkpoint, with --resume-anyway "
+                f"and other options of the optimiser, too"
+            )
+
+    def doing() -> str:
+        return (
+            f"at step {outcome.step + 1} with --train.batch-size {options.batch_size}: {len(share.places(0))} images "
+            f"at a time ({accelerator.num_processes} process(es), --train.accumulate {options.accumulate})"
+        )
 
     model.train()
-    with StopSignals() as stop, bar:
+    with StopSignals() as stop, bar, out_of_memory_told(doing, what_to_lower(share), accelerator.device):
         batches = iter(loader)
         for step in range(first + 1, options.steps + 1):
             seed_dropout(config.seed, step, accelerator.process_index)
-            parts = []
+            parts: list[dict[str, Tensor]] = []
+            samples: list[tuple[list[int], list[str] | None]] = []
+            skipped = False
             for _ in range(options.accumulate):
                 with clock.waiting_for_data():
                     batch = next_batch(batches, config.data.on_error, outcome.unreadable)
                     positions |= batch.pop("positions", {})
+                    samples.append((batch.pop("index").tolist(), batch.pop("where", None)))
                     batch = to_device(batch, accelerator.device)
                 with accelerator.accumulate(model):
                     loss, metrics = job.training_step(model, batch, step)
                     accelerator.backward(loss)
+                    parts.append({"loss": loss.detach()} | metrics)
                     if accelerator.sync_gradients:
                         norm = clip_gradients(accelerator, model, config.optim.clip_norm)
-                    optimizer.step()
+                        finiteness.note(Step(step, norm, [part["loss"] for part in parts], samples))
+                        if options.on_nonfinite == "skip" and (broken := finiteness.first_broken()):
+                            skipped = True
+                            warn(f"step {step} is left out: {finiteness.save(broken)}")
+                    if not skipped:
+                        optimizer.step()
                     optimizer.zero_grad()
-                parts.append({"loss": loss.detach()} | metrics)
             used_lr = lr.get_last_lr()[0]
             lr.step()
-            if average:
+            skips, skips_in_a_row = skips + skipped, (skips_in_a_row + 1) * skipped
+            if skips_in_a_row > options.max_skips:
+                raise UserError(
+                    f"more than --train.max-skips {options.max_skips} steps in a row had a loss or gradient that is no "
+                    f"finite number, the last is step {step} (see {output}/nonfinite_*.json); a lower --optim.lr (now "
+                    f"{used_lr:.2g}) may help; --resume goes back to the last checkpoint"
+                )
+            if average and not skipped:
                 average.update_parameters(bare)
             outcome.step = step
             clock.count(options.batch_size)
@@ -254,19 +322,18 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
 
             last = step == options.steps
             values: dict[str, float] = {}
-            if step % options.log_every == 0 or last:  # the only place in the loop that waits for the device
-                values = {f"train/{name}": value for name, value in mean_over_group(accelerator, parts).items()}
-                values |= {"optim/lr": float(used_lr), "optim/grad_norm": float(norm)} | clock.read()
-                bar.set_postfix_str(
-                    f"loss {values['train/loss']:.3f}, {values['speed/images_per_second']:.0f} images/s", refresh=False
-                )
-                if not (math.isfinite(values["train/loss"]) and math.isfinite(values["optim/grad_norm"])):
-                    raise UserError(
-                        f"the loss is {values['train/loss']} and the gradient {values['optim/grad_norm']} at step "
-                        f"{step}; a lower --optim.lr (now {used_lr:.2g}) or more --optim.warmup-steps may help; "
-                        f"--resume goes back to the last checkpoint"
-                    )
+            if step % options.log_every == 0 or last:  # here the loop waits for the device, and nowhere else but below
+                refuse_broken_steps()
+                values = {"optim/lr": float(used_lr)} | clock.read()
+                speed = f"{values['speed/images_per_second']:.0f} images/s"
+                if not skipped:
+                    means = {f"train/{name}": value for name, value in mean_over_group(accelerator, parts).items()}
+                    values = means | {"optim/grad_norm": float(norm)} | values
+                    bar.set_postfix_str(f"loss {values['train/loss']:.3f}, {speed}", refresh=False)
+                if skips:
+                    values["train/skipped"], skips = float(skips), 0
             if step % config.eval.every == 0 or last:
+                refuse_broken_steps()
                 outcome.metrics = evaluate(step)
                 values |= outcome.metrics
                 if accelerator.is_main_process:
@@ -276,7 +343,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
             due = step % options.log_every == 0 or step % 10 == 0
             outcome.stopped = not last and stop.agreed(accelerator, due)
             if step % options.checkpoint_every == 0 or last or outcome.stopped:
-                save(step)
+                refuse_broken_steps()
+                save(step, needed=last or outcome.stopped)
             if outcome.stopped:
                 break
 
@@ -286,6 +354,21 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     outcome.seconds = before + clock.total()
     outcome.unreadable = gather_dicts(accelerator, outcome.unreadable | job.unreadable)
     return outcome
+
+
+def fitting(
+    job: Job, config: Any, accelerator: Accelerator, model: nn.Module, share: Share, first: int, positions: Positions
+) -> Share:
+    """The share with as many parts a batch as --train.auto-batch finds to be needed, tried on the first micro-batch."""
+    batch = next_batch(iter(job.batches(share, first, positions)), config.data.on_error, {})
+    batch = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name != "index"}
+    mixes = bool(getattr(config.augment, "mixup", 0) or getattr(config.augment, "cutmix", 0))
+    model.train()
+    found = find_parts(
+        share, batch, lambda model, batch: job.training_step(model, batch, first + 1)[0], model, mixes, accelerator
+    )
+    accelerator.print(f"{len(found.places(0))} images at a time fit into memory: --train.accumulate {found.accumulate}")
+    return found
 
 
 def next_batch(batches: Iterator[Batch], on_error: str, unreadable: dict[str, str]) -> Batch:
@@ -377,9 +460,10 @@ def summary_line(step: int, steps: int, metrics: dict[str, float]) -> str:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask for a clean stop with a checkpoint; Ctrl-C again, a second later, ends at once."""
+    """Ctrl-C, SIGTERM and SIGUSR1 ask for a clean stop with a checkpoint; Ctrl-C again, a second later: at once."""
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.requested_at: float | None = None
         self.previous: dict[int, Any] = {}
 
@@ -388,10 +472,11 @@ class StopSignals:
         return self.requested_at is not None
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in filter(None, (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None))):
             self.previous[number] = signal.signal(number, self._request)
-        if "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ and sys.platform == "linux":
-            # `accelerate launch` of one process does not pass SIGTERM on: have the system do so when it ends
+        if {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys() and sys.platform == "linux":
+            # `accelerate launch` of one process does not pass SIGTERM on, nor do torchrun and that of several pass on
+            # SIGUSR1: they end by it. Have the system send SIGTERM when they do
             pr_set_pdeathsig = 1  # of linux/prctl.h
             ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
         return self
@@ -402,6 +487,8 @@ class StopSignals:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if os.getpid() != self.process:
+            return  # a worker, forked with this handler: the process that trains has the signal, too, and decides
         if self.requested_at is None:
             self.requested_at = now
             print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -93,6 +93,9 @@ class PretrainJob:
             return sum(epoch for epoch, _ in positions.values()) / len(positions)
         return step * self.config.train.batch_size / len(self.train_images)
 
+    def where(self, index: int) -> str:
+        return cast(Images, self.train_images).where(index)
+
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         predictions, targets = self.predict(model, batch["images"], Corruption(batch["indices"], batch["sources"]))
         loss = self.target.loss(predictions, targets)
@@ -171,7 +174,7 @@ class PretrainJob:
 def run_pretraining(config: Pretrain, accelerator: Accelerator) -> Outcome:
     """Prepare, train, export, report: the command, but for its options and devices."""
     share = share_of(config.train, accelerator)
-    output = prepare_output(config.output, "pretrain", config.resume, accelerator)
+    output = prepare_output(config, "pretrain", config.resume, accelerator)
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         job = PretrainJob(config, accelerator)

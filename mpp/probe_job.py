@@ -43,7 +43,7 @@ RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of ridge regression on all 
 def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     """Extract, fit, evaluate, report; returns what result.json says."""
     started = time.perf_counter()
-    output = prepare_output(config.output, "linear_probe", False, accelerator)
+    output = prepare_output(config, "linear_probe", False, accelerator)
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     layers = probe_layers(config.probe.layer, vit.depth)

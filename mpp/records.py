@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.v2.functional import to_pil_image
@@ -19,6 +22,20 @@ from torchvision.utils import make_grid
 from mpp.config import differences, flat, write_toml
 from mpp.errors import UserError
 
+# Options that change no number, or only its rounding: a run may go on with others.
+_HARMLESS = {
+    *("data.workers", "data.on_error", "eval.every", "eval.pictures"),
+    *(
+        "train.auto_batch",
+        "train.on_nonfinite",
+        "train.max_skips",
+        "train.accumulate",
+        "train.compile",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+    ),
+}
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
 
 
@@ -33,24 +50,26 @@ class Records:
         """Start writing after `step` steps: what an interrupted run wrote beyond them is taken back."""
         if not self.accelerator.is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_toml(self.config, self.folder / "config.toml")
-        self._take_back(step)
-        # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
-        purge = {"purge_step": step + 1} if step else {}
-        self.accelerator.project_configuration.logging_dir = str(self.folder)
-        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
-        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(self.config).items()}
-        for summary in hparams(plain, {headline: 0.0}):
-            self._writer().file_writer.add_summary(summary)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_toml(self.config, self.folder / "config.toml")
+            self._take_back(step)
+            # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
+            purge = {"purge_step": step + 1} if step else {}
+            self.accelerator.project_configuration.logging_dir = str(self.folder)
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
+            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(self.config).items()}
+            for summary in hparams(plain, {headline: 0.0}):
+                self._writer().file_writer.add_summary(summary)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same names in TensorBoard."""
         if not self.accelerator.is_main_process:
             return
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
-        self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
+        with writing(self.folder):
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+            self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
 
     def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
         """Pictures by name, uint8 (B, C, H, W), to samples/ as one PNG a name and to TensorBoard."""
@@ -58,13 +77,15 @@ class Records:
             return
         for name, images in pictures.items():
             grid = make_grid(images.cpu(), nrow=2, padding=4, pad_value=255)
-            save_picture(grid, self.folder / "samples" / f"{name}_{step:08d}.png")
-            self._writer().add_image(f"samples/{name}", grid, step)
+            with writing(self.folder):
+                save_picture(grid, self.folder / "samples" / f"{name}_{step:08d}.png")
+                self._writer().add_image(f"samples/{name}", grid, step)
 
     def close(self) -> None:
         """Have everything logged on the disk."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        with writing(self.folder):
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         self.accelerator.trackers.clear()
 
     def _take_back(self, step: int) -> None:
@@ -82,6 +103,19 @@ class Records:
 
     def _writer(self) -> Any:
         return self.accelerator.get_tracker("tensorboard", unwrap=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what a full disk, or one that has gone, raises into one line that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder} can no longer be written ({reason}); make room on the disk, and --resume goes on from the last "
+            f"checkpoint"
+        ) from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -105,17 +139,36 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Have `save` write a folder; readers see the old one, the new one or for a moment none, never a part."""
     draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    save(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with writing(folder):
+        shutil.rmtree(draft, ignore_errors=True)
+        save(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
 
 
 def finish(folder: Path, config: Any, result: dict[str, Any]) -> None:
     """Write a run's result.json: `result`, the seed and the versions of what it ran on."""
     packages = {name: version(name) for name in _PACKAGES}
     text = json.dumps(result | {"seed": config.seed, "packages": packages}, indent=1)
-    write_whole(folder / "result.json", text.encode())
+    with writing(folder):
+        write_whole(folder / "result.json", text.encode())
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why no run can be written into a folder that may not be there yet, or None; tried out, and left as it was."""
+    made: list[Path] = []
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+    return None
 
 
 def refuse_to_overwrite(folder: Path) -> None:
@@ -124,16 +177,27 @@ def refuse_to_overwrite(folder: Path) -> None:
         raise UserError(f"--output {folder} already holds a run; --resume goes on with it, or give another folder")
 
 
-def refuse_other_options(folder: Path, config: Any) -> None:
-    """Raise UserError if a run was made, or begun, with other options than are asked for now."""
-    if not (folder / "config.toml").exists():
+def refuse_other_options(folder: Path, config: Any, *, remade: bool = False) -> None:
+    """Raise UserError if a run was begun with other options than are asked for now, and the numbers depend on them.
+
+    --resume-anyway insists. With `remade`, more steps are another run, too: one to be made again, not to go on with.
+    """
+    if not (folder / "config.toml").exists() or getattr(config, "resume_anyway", False):
         return
     found = differences(folder / "config.toml", config)
     if getattr(getattr(config, "optim", None), "lr_grid", ()):  # from which the run chose its lr
         found.pop("optim.lr", None)
-    if found:
+    allowed = _HARMLESS if remade else {*_HARMLESS, "train.steps"}
+    named = [
+        f"--{name.replace('_', '-')} {then}, now {now}" for name, (then, now) in found.items() if name not in allowed
+    ]
+    if named:
+        way_out = (
+            "give another --output, or remove that folder to have it made again"
+            if remade
+            else "leave them out to go on as it began, insist with --resume-anyway, or give another --output"
+        )
         raise UserError(
-            f"{folder} was made with other options than are asked for now ("
-            + ", ".join(f"{name} {then}, now {now}" for name, (then, now) in list(found.items())[:3])
-            + "); give another --output, or remove that folder to have it made again"
+            f"{folder} was made with other options than are asked for now ({', '.join(named[:5])}"
+            f"{f' and {len(named) - 5} more' if len(named) > 5 else ''}); {way_out}"
         )

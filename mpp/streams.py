@@ -123,6 +123,7 @@ class StreamReader(IterableDataset):
                     batch = read_batch(
                         row, samples, self.view, self.draws, self.seed, Purpose.TRAIN, stand_in=row.next_of_lane
                     )
+                    batch["where"] = [row.where(place) for place in batch["index"].tolist()]  # known only here
                     yield batch | {"positions": {n: lane.position for n, lane in lanes.items()}}
                 number += 1
 

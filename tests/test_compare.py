@@ -118,7 +118,7 @@ def test_what_is_done_is_kept_and_what_is_missing_is_made(compared, tmp_path):
 
 
 def test_what_was_made_with_other_options_is_not_taken_for_it(compared):
-    with pytest.raises(UserError, match=r"other options than are asked for now \(train.steps 4, now 5\)"):
+    with pytest.raises(UserError, match=r"other options than are asked for now \(--train.steps 4, now 5\)"):
         compare(compared, "--finetune.train.steps", "5")
 
 

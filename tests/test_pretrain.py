@@ -261,7 +261,8 @@ def test_resume_takes_new_options_of_the_optimiser(tmp_path):
     """Loading the optimiser's state brings back its running means, not the options it was cut with."""
     pretrain(tmp_path / "run")
     pretrain(
-        tmp_path / "run", "--resume", "--train.steps", "8", "--optim.weight-decay", "0.5", "--optim.betas", "0.5", "0.6"
+        *(tmp_path / "run", "--resume", "--resume-anyway", "--train.steps", "8"),
+        *("--optim.weight-decay", "0.5", "--optim.betas", "0.5", "0.6"),
     )
     saved = tmp_path / "run" / "checkpoints" / "step_00000008" / "optimizer.pt"
     muon, adamw = (state["param_groups"] for state in torch.load(saved, weights_only=True)["optimizers"])
@@ -273,7 +274,7 @@ def test_resume_takes_new_options_of_the_optimiser(tmp_path):
 def test_resume_of_another_model_is_refused_in_one_line(tmp_path):
     pretrain(tmp_path / "run")
     with pytest.raises(UserError, match="is of another model"):
-        pretrain(tmp_path / "run", "--resume", "--model.embed-dim", "64")
+        pretrain(tmp_path / "run", "--resume", "--resume-anyway", "--model.embed-dim", "64")
 
 
 def test_resume_without_a_checkpoint_starts_fresh(finished, tmp_path):
