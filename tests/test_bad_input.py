@@ -27,7 +27,7 @@ from PIL import Image, features
 from mpp.draws import Purpose
 from mpp.errors import UserError
 from mpp.images import Unreadable, load_images, open_image, pixels
-from mpp.loader import Sample, View, no_draws, read_batch
+from mpp.loader import Samples, View, no_draws, read_batch
 from mpp.records import read_metrics
 from mpp.streams import Stream, is_stream
 from tests.test_images import chunk, declared_png, encode, noise, one_line, put, slopes, turned_file
@@ -463,7 +463,7 @@ def mixed_folder(folder: Path) -> list[str]:
 def test_a_batch_has_the_good_images_and_names_the_others(tmp_path):
     bad = mixed_folder(tmp_path / "set")
     images = load_images(str(tmp_path / "set"))
-    samples = [Sample(i, 0, i) for i in range(len(images))]
+    samples = Samples(np.arange(len(images)), 0, range(len(images)))
     batch = read_batch(images, samples, View((16, 16)), no_draws, 0, Purpose.EVAL)
     assert batch["images"].shape == (12, 3, 16, 16)
     assert sorted(batch["unreadable"]) == bad

@@ -498,7 +498,7 @@ def test_images_are_turned_as_exif_says(kind, how, orientation):
     box = (4, 2, 30, 22)
     expected = upright.resize((10, 12), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
     difference = decode(data, (12, 10), box).astype(int) - np.asarray(expected)
-    assert np.abs(difference).max() <= (3 if kind == "JPEG" else 0)
+    assert np.abs(difference).max() <= (3 if kind == "JPEG" else 2)  # torch rounds otherwise than PIL
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
