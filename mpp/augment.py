@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor
 
-from mpp.images import Box
+from mpp.decode import Box
 
 Crop = Literal["pad", "resized", "none"]
 

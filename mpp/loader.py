@@ -18,8 +18,9 @@ from einops import rearrange
 from torch.utils.data import DataLoader, Dataset
 
 from mpp.augment import Crop, centred_box, randaugmented, random_resized_box, shift_and_flip
+from mpp.decode import Unreadable, pixels, size_as_seen
 from mpp.draws import Numbers, Purpose, Use, generator
-from mpp.images import Images, Unreadable, pixels, size_as_seen
+from mpp.images import Images
 
 Batch = dict[str, Any]
 Draws = Callable[[Numbers], dict[str, torch.Tensor]]

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from mpp.decode import Unreadable, size_as_seen
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
-from mpp.images import Images, TableImages, Unreadable, size_as_seen
+from mpp.images import Images, TableImages
 from mpp.packed import PackedImages
 from mpp.packing import fingerprint, pack
 

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mpp.decode import Unreadable, pixels, size_as_seen
 from mpp.errors import UserError
-from mpp.images import Images, Unreadable, pixels, size_as_seen
+from mpp.images import Images
 from mpp.packed import MAGIC, PackedSplit, read_header
 
 _AT_ONCE = 256  # images read and written together

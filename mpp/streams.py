@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from mpp.decode import Unreadable, open_image, printable
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
-from mpp.images import Unreadable, naming_the_source, open_image, pick_column, printable, source_of
+from mpp.images import naming_the_source, pick_column, source_of
 from mpp.loader import Batch, Draws, Samples, Share, View, as_it_is, leave_signals, read_batch
 from mpp.packed import is_packed
 

@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, features
 
+from mpp.decode import Unreadable, open_image, pixels
 from mpp.draws import Purpose
 from mpp.errors import UserError
-from mpp.images import Unreadable, load_images, open_image, pixels
+from mpp.images import load_images
 from mpp.loader import Samples, View, no_draws, read_batch
 from mpp.records import read_metrics
 from mpp.streams import Stream, is_stream
@@ -120,7 +121,8 @@ def write_mutants(folder: Path, seed: int, count: int) -> None:
 # What a process of its own finds in a folder: of every file its pixels' shape or the reason, and what that took.
 READ = """
 import json, resource, sys, time
-from mpp.images import Unreadable, load_images, pixels, size_as_seen
+from mpp.decode import Unreadable, pixels, size_as_seen
+from mpp.images import load_images
 
 images, found, slowest = load_images(sys.argv[1]), {}, 0.0
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps, features
 
+from mpp.decode import Unreadable, open_image, pixels, size_as_seen
 from mpp.errors import UserError
-from mpp.images import Unreadable, load_images, open_image, pixels, size_as_seen, split_names
+from mpp.images import load_images, split_names
 from mpp.shapes import LABELS, Shapes
 
 

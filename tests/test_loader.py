@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mpp.decode import Unreadable
 from mpp.draws import Numbers, Purpose, Use
 from mpp.errors import UserError
-from mpp.images import Unreadable, load_images
+from mpp.images import load_images
 from mpp.loader import SampleReader, Samples, Share, Subset, TrainOrder, View, eval_loader, train_loader
 from mpp.shapes import Shapes
 
