@@ -5,6 +5,7 @@ A job says what is learnt (`Job`); the loop owns everything else, and reads from
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
 import os
@@ -28,11 +29,12 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mpp import checkpoints
+from mpp import checkpoints, sharding
 from mpp.config import Data, Train
 from mpp.errors import UserError
 from mpp.loader import Batch, Share
@@ -92,8 +94,10 @@ def start_accelerator(precision: str) -> Accelerator:
         precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    plugin = sharding.asked_for() if world_size > 1 else None
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() and world_size > 1,
+        fsdp_plugin=plugin,
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
         log_with="tensorboard",
@@ -105,8 +109,11 @@ def start_accelerator(precision: str) -> Accelerator:
     where = accelerator.device.type
     if where == "cpu":
         use_the_cpu_well()
+        if plugin:
+            sharding.shard_on_cpu(accelerator, plugin)
         where = f"the CPU with {torch.get_num_threads()} threads each"
-    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {'bf16' if bf16 else 'fp32'}")
+    how = ", sharded by FSDP2" if accelerator.is_fsdp2 else ""
+    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {'bf16' if bf16 else 'fp32'}{how}")
     return accelerator
 
 
@@ -145,23 +152,37 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     options: Train = config.train
     accelerator.free_memory()  # of a run before, where a command makes several
     accelerator.gradient_accumulation_steps = options.accumulate
+    sharded = accelerator.is_fsdp2
+    if sharded:
+        sharding.refuse_unsharded(options, config.optim)
     optimizer = build_optimizer(job.model, config.optim, options.batch_size)
     peaks = [group["lr"] for group in optimizer.param_groups]
     options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     average = running_mean(job.model, options.average, accelerator) if options.average else None
     found = checkpoints.latest(output / "checkpoints") if config.resume else None
-    if found:
+    in_shards = found is not None and sharding.has_shards(found[0])
+    if found and sharded and not in_shards:
+        raise UserError(f"{found[0]} was not saved by a run with FSDP2; go on without, or give another --output")
+    if found and not in_shards:
         checkpoints.load(found[0], job.model, optimizer, average)
         for group, asked in zip(optimizer.param_groups, options_asked, strict=True):
             group |= asked  # loading brings back the options of the run that was cut
     first, before = (found[1]["step"], found[1]["seconds"]) if found else (0, 0.0)
     accelerator.print(f"resuming {found[0]} at step {first}" if found else f"training from step 0 into {output}")
     lr = schedule(optimizer, peaks, config.optim, options.steps, first)
+    whole: nn.Module | None = None
+    if sharded:
+        whole = copy.deepcopy(job.model).to(accelerator.device).requires_grad_(False)
+        for each in (job.model, whole):
+            sharding.in_precision(each, accelerator)
     if options.compile:
         job.model.compile()
     model, optimizer = accelerator.prepare(job.model, optimizer)
     bare = accelerator.unwrap_model(model)
-    evaluated = average.module if average else bare  # without gradients to share, so with no group to wait for
+    if found and in_shards:
+        sharding.read(found[0], bare, optimizer)
+    # without gradients or weights to share, so with no group to wait for
+    evaluated = whole or (average.module if average else bare)
     records = Records(output, accelerator, config)
     accelerator.wait_for_everyone()
     records.open(first, headline)
@@ -181,6 +202,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
 
     def evaluate(step: int) -> dict[str, float]:
         with clock.paused():
+            if whole is not None:
+                sharding.gather(model, whole)
             evaluated.eval()
             with torch.no_grad():
                 metrics = {f"eval/{name}": value for name, value in job.evaluate(evaluated).items()}
@@ -192,10 +215,14 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     def save(step: int) -> None:
         with clock.paused():
             state = {"positions": gather_dicts(accelerator, positions), "seconds": before + clock.total()}
+            drafts = output / "checkpoints" / "shards.tmp"
+            shards = sharding.write(drafts, model, optimizer, accelerator) if sharded else None
             if accelerator.is_main_process:
                 checkpoints.save(
-                    output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints, average
+                    output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints, average, shards
                 )
+                if sharded:
+                    drafts.rmdir()
             accelerator.wait_for_everyone()
 
     model.train()
@@ -307,7 +334,8 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
     """Scale gradients down to `max_norm` if they are above it (0: never); returns their norm before."""
-    return accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def running_mean(model: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel:
