@@ -1,7 +1,7 @@
 """Checkpoints: all that resuming needs, written so that a half one is never taken for a whole one.
 
 A checkpoint is a folder `step_00001000/` with `model.safetensors`, `optimizer.pt`, `state.json` and, where there is a
-running mean of the weights, `average.safetensors`. It is written
+running mean of the weights, `average.safetensors`; under FSDP2 with a `shard-*.safetensors` a process. It is written
 under a `.tmp` name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file, and a
 checkpoint whose files do not match is passed over for the one before it.
 """
@@ -35,28 +35,33 @@ def save(
     state: dict[str, Any],
     keep: int,
     average: nn.Module | None = None,
+    shards: dict[Path, str] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` into `folder`, and then delete all but the last `keep`.
 
-    `state` is whatever else the run has to remember, as JSON. Raises OSError if it cannot be written (a full disk,
-    say), and leaves the earlier checkpoints as they are.
+    `state` is whatever else the run has to remember, as JSON. `shards` are files and their checksums that take the
+    place of the weights' and the optimiser's (see `mpp.sharding`); they are moved. Raises OSError if it cannot be
+    written (a full disk, say), and leaves the earlier checkpoints as they are.
     """
     final = folder / f"step_{step:08d}"
     draft = final.with_name(final.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        for name, weights in {WEIGHTS: model, AVERAGE: average}.items():
-            if weights is not None:
-                save_file({key: tensor.contiguous() for key, tensor in weights.state_dict().items()}, draft / name)
-        torch.save(optimizer.state_dict(), draft / OPTIMIZER)
-        files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
+        if shards is None:
+            for name, weights in {WEIGHTS: model, AVERAGE: average}.items():
+                if weights is not None:
+                    save_file({key: tensor.contiguous() for key, tensor in weights.state_dict().items()}, draft / name)
+            torch.save(optimizer.state_dict(), draft / OPTIMIZER)
+            files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
+        else:
+            files = {path.rename(draft / path.name).name: digest for path, digest in sorted(shards.items())}
         (draft / STATE).write_text(json.dumps({"step": step, "files": files} | state, indent=1))
         for path in draft.iterdir():
-            _flush(path)
+            flush(path)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        _flush(folder)
+        flush(folder)
     except BaseException as error:
         room = shutil.disk_usage(folder).free
         shutil.rmtree(draft, ignore_errors=True)
@@ -115,7 +120,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have a file or folder on the disk itself, not only in the system's cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

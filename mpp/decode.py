@@ -10,6 +10,7 @@ import os
 import stat
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,18 @@ def _open(file: str | io.BytesIO) -> Image.Image:
 
 def _is_within(path: str, source: str) -> bool:
     """Whether a file is in the folder (or beside the file) that a set is read from, or in the hub's cache."""
+    return os.path.abspath(path).startswith(_roots(source))  # with no `..` left; links are the user's own
+
+
+@cache
+def _roots(source: str) -> tuple[str, ...]:
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
     here = Path(source).expanduser()
     folders = [here if here.is_dir() else here.parent] if here.exists() else []
-    file = os.path.abspath(path)  # with no `..`; links are the user's own
-    roots = [os.path.abspath(root) for root in (*folders, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
-    return any(file.startswith(os.path.join(root, "")) for root in roots)
+    roots = (*folders, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    return tuple(os.path.join(os.path.abspath(root), "") for root in roots)
 
 
 def printable(text: str) -> str:

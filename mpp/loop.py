@@ -5,6 +5,7 @@ A job says what is learnt (`Job`); the loop owns everything else, and reads from
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import signal
@@ -27,11 +28,12 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mpp import checkpoints
+from mpp import checkpoints, sharding
 from mpp.config import Data, Train
 from mpp.errors import UserError
 from mpp.faults import Finiteness, Step, find_parts, out_of_memory_told, what_to_lower
@@ -105,8 +107,10 @@ def start_accelerator(precision: str) -> Accelerator:
         precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    plugin = sharding.asked_for() if world_size > 1 else None
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() and world_size > 1,
+        fsdp_plugin=plugin,
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
         log_with="tensorboard",
@@ -119,6 +123,8 @@ def start_accelerator(precision: str) -> Accelerator:
     hint = ""
     if where == "cpu":
         use_the_cpu_well()
+        if plugin:
+            sharding.shard_on_cpu(accelerator, plugin)
         where = f"the CPU with {torch.get_num_threads()} threads each"
         has_bf16 = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
         if has_bf16 != bf16:
@@ -126,8 +132,8 @@ def start_accelerator(precision: str) -> Accelerator:
             hint = f" (this CPU is faster in {faster}: precision {faster})"
     elif where == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32: several times as fast
-    precision = "bf16" if bf16 else "fp32"
-    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {precision}{hint}")
+    how = ("bf16" if bf16 else "fp32") + (", sharded by FSDP2" if accelerator.is_fsdp2 else "")
+    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {how}{hint}")
     return accelerator
 
 
@@ -188,12 +194,18 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     options: Train = config.train
     accelerator.free_memory()  # of a run before, where a command makes several
     accelerator.gradient_accumulation_steps = options.accumulate
+    sharded = accelerator.is_fsdp2
+    if sharded:
+        sharding.refuse_unsharded(options, config.optim)
     optimizer = build_optimizer(job.model, config.optim, options.batch_size)
     peaks = [group["lr"] for group in optimizer.param_groups]
     options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     average = running_mean(job.model, options.average, accelerator) if options.average else None
     found = checkpoints.latest(output / "checkpoints") if config.resume else None
-    if found:
+    in_shards = found is not None and sharding.has_shards(found[0])
+    if found and sharded and not in_shards:
+        raise UserError(f"{found[0]} was not saved by a run with FSDP2; go on without, or give another --output")
+    if found and not in_shards:
         checkpoints.load(found[0], job.model, optimizer, average)
         for group, asked in zip(optimizer.param_groups, options_asked, strict=True):
             group |= asked  # loading brings back the options of the run that was cut
@@ -203,6 +215,11 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     flops = job.flops_an_image()
     if options.activation_checkpointing:
         cast(ViT, job.model.vit).activation_checkpointing = True
+    whole: nn.Module | None = None
+    if sharded:
+        whole = copy.deepcopy(job.model).to(accelerator.device).requires_grad_(False)
+        for each in (job.model, whole):
+            sharding.in_precision(each, accelerator)
     if options.compile:
         job.model.compile()
     model, optimizer = accelerator.prepare(job.model, optimizer)
@@ -211,7 +228,10 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     if options.auto_batch:
         share = fitting(job, config, accelerator, bare, share, first, resumed)
         options.accumulate = accelerator.gradient_accumulation_steps = share.accumulate
-    evaluated = average.module if average else bare  # without gradients to share, so with no group to wait for
+    if found and in_shards:
+        sharding.read(found[0], bare, optimizer)
+    # without gradients or weights to share, so with no group to wait for
+    evaluated = whole or (average.module if average else bare)
     records = Records(output, accelerator, config)
     accelerator.wait_for_everyone()
     wait_at_most(_TRAINING)
@@ -234,6 +254,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     def evaluate(step: int) -> dict[str, float]:
         way_out = f"lower --eval.batch-size (now {config.eval.batch_size})"
         with clock.paused(), out_of_memory_told(lambda: f"evaluating after step {step}", way_out, accelerator.device):
+            if whole is not None:
+                sharding.gather(model, whole)
             evaluated.eval()
             with torch.no_grad():
                 metrics = {f"eval/{name}": value for name, value in job.evaluate(evaluated).items()}
@@ -249,16 +271,17 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     def save(step: int, needed: bool) -> None:
         with clock.paused():
             state = {"positions": gather_dicts(accelerator, positions), "seconds": before + clock.total()}
-            reason = None
-            if accelerator.is_main_process:
-                try:
-                    checkpoints.save(
-                        output / "checkpoints", step, bare, optimizer, state, options.keep_checkpoints, average
-                    )
-                except OSError as error:  # a full disk, say
-                    reason = f"the checkpoint of step {step} could not be written ({error.strerror or error})"
+            folder, drafts, reason = output / "checkpoints", output / "checkpoints" / "shards.tmp", None
+            try:
+                shards = sharding.write(drafts, model, optimizer, accelerator) if sharded else None
+                if accelerator.is_main_process:
+                    checkpoints.save(folder, step, bare, optimizer, state, options.keep_checkpoints, average, shards)
+                    if sharded:
+                        drafts.rmdir()
+            except OSError as error:  # a full disk, say
+                reason = f"the checkpoint of step {step} could not be written ({error.strerror or error})"
             if reason := broadcast_object_list([reason])[0]:
-                last = checkpoints.whole(output / "checkpoints")
+                last = checkpoints.whole(folder)
                 reason += f"; the last one is {last[-1]}" if last else "; there is none before it"
                 if needed:
                     raise UserError(f"{reason}: make room on the disk, and --resume goes on from there")
@@ -417,7 +440,8 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
     """Scale gradients down to `max_norm` if they are above it (0: never); returns their norm before."""
-    return accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def running_mean(model: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel:

@@ -94,7 +94,7 @@ def test_a_failed_save_leaves_the_last_checkpoint_and_no_draft(tmp_path, monkeyp
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "_flush", full)
+    monkeypatch.setattr(checkpoints, "flush", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2)
     assert steps(tmp_path) == [1]
