@@ -35,7 +35,7 @@ def run_command(main: Callable[[], object]) -> NoReturn:
 
 
 def _leave_to_the_main_thread(raised: threading.ExceptHookArgs) -> None:
-    """Threads that write (TensorBoard's) hand a full disk on to whoever next has something to write: not twice, then."""
+    """Threads that write (TensorBoard's) hand a full disk on to whoever next has something to write: not told twice."""
     if not isinstance(raised.exc_value, OSError):
         threading.__excepthook__(raised)
 
@@ -46,8 +46,8 @@ def loss_of_a_process(error: Exception) -> str | None:
     while_receiving = any("resource_sharer" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
     if "DataLoader worker (pid" in text or while_receiving:
         return (
-            f"a process that reads images has died ({text[:200] or type(error).__name__}); the system ends them where memory is short: fewer "
-            f"--data.workers need less; --resume goes on from the last checkpoint"
+            f"a process that reads images has died ({text[:200] or type(error).__name__}); the system ends them where "
+            f"memory is short: fewer --data.workers need less; --resume goes on from the last checkpoint"
         )
     if "gloo" in text or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
         return (
