@@ -42,7 +42,8 @@ from tests.test_pretrain import (
     wait_for,
     without_speeds,
 )
-from tools.kill import Options, begin, kill, torture
+from tests.test_streams import write_shards
+from tools.kill import Options, Tally, begin, compare, kill, torture
 
 # 30 images, in batches of 8: epochs end between and within batches, and a cut is in the middle of one
 EPOCHS = ["--data.fraction", "0.0003", "--augment.crop", "resized", "--eval.pictures", "0"]
@@ -147,6 +148,34 @@ def test_a_run_killed_twenty_times_is_the_same_as_one_that_nobody_killed(tmp_pat
     assert (tally.kills, tally.resumes) == (20, 20)
     assert tally.in_a_checkpoint >= 3
     assert tally.lines >= 40
+
+
+def test_the_kill_tool_notices_a_line_twice_a_line_missing_and_other_weights(tmp_path):
+    pretrain(tmp_path / "run")
+    for damage in ("twice", "missing", "weights"):
+        folder = Path(shutil.copytree(tmp_path / "run", tmp_path / damage))
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        if damage == "weights":
+            (folder / "checkpoints" / "step_00000006" / "model.safetensors").write_bytes(b"other")
+        else:
+            lines[2:3] = lines[2:3] * 2 if damage == "twice" else []
+        (folder / "metrics.jsonl").write_text("".join(lines))
+        tally = Tally()
+        compare(folder, tmp_path / "run", tally)
+        assert tally.differences
+    compare(tmp_path / "run", tmp_path / "run", tally := Tally())
+    assert not tally.differences
+
+
+def test_the_images_of_a_stream_are_named_too(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "set", 3, 8)
+    monkeypatch.setattr(PretrainJob, "training_step", losing_its_mind(range(2, 3)))
+    with pytest.raises(UserError, match="at step 2"):
+        pretrain(tmp_path / "run", "--data.path", str(folder))
+    found = json.loads((tmp_path / "run" / "nonfinite_00000002.json").read_text())
+    names = [image["image"] for image in found["batches"][0]["images"]]
+    assert len(names) == 8
+    assert all(re.search(r"train-000\d\.tar: \d{6}$", name) for name in names)
 
 
 LONG = ["--train.steps", "5000", "--train.checkpoint-every", "5000", "--eval.every", "5000"]
