@@ -263,7 +263,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
                 with clock.waiting_for_data():
                     batch = next_batch(batches, config.data.on_error, outcome.unreadable)
                     positions |= batch.pop("positions", {})
-                    samples.append((batch.pop("index").clone(), batch.pop("where", None)))  # a copy: a worker's holds files open
+                    index = batch.pop("index").clone()  # because what comes from a worker keeps a file open
+                    samples.append((index, batch.pop("where", None)))
                     batch = to_device(batch, accelerator.device)
                 with accelerator.accumulate(model):
                     loss, metrics = job.training_step(model, batch, step)
