@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step_00001000/` with `model.safetensors`, `optimizer.pt`, `state.json` and, where there is a
 running mean of the weights, `average.safetensors`; under FSDP2 with a `shard-*.safetensors` a process. It is written
-under a `.tmp` name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file, and a
-checkpoint whose files do not match is passed over for the one before it.
+under a `.tmp` name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file and its
+own, and a checkpoint whose files do not match is passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def save(
     place of the weights' and the optimiser's (see `mpp.sharding`); they are moved. Raises OSError if it cannot be
     written (a full disk, say), and leaves the earlier checkpoints as they are.
     """
-    final = folder / f"step_{step:08d}"
+    final = folder / name_of(step)
     draft = final.with_name(final.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -56,7 +56,8 @@ def save(
             files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
         else:
             files = {path.rename(draft / path.name).name: digest for path, digest in sorted(shards.items())}
-        (draft / STATE).write_text(json.dumps({"step": step, "files": files} | state, indent=1))
+        state = {"step": step, "files": files} | state
+        (draft / STATE).write_text(json.dumps(state | {"sha256": sha256_of_state(state)}, indent=1))
         for path in draft.iterdir():
             flush(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -76,6 +77,11 @@ def save(
     return final
 
 
+def name_of(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step_{step:08d}"
+
+
 def whole(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; drafts that a kill left behind are not among them."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp")
@@ -86,6 +92,9 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in reversed(whole(folder)):
         try:
             state = json.loads((path / STATE).read_text())
+            digest = state.pop("sha256", None)  # which checkpoints of older versions have not
+            if path.name != name_of(state["step"]) or digest not in (None, sha256_of_state(state)):
+                raise ValueError(f"{STATE} does not say what was written")
             damaged = [name for name, digest in state["files"].items() if sha256_of(path / name) != digest]
         except (OSError, ValueError, KeyError, TypeError) as error:
             damaged = [str(error)]
@@ -109,6 +118,11 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module 
             raise UserError(f"{path} has no running mean of the weights to go on with; leave out --train.average")
         average.load_state_dict(load_file(path / AVERAGE))
     optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+
+
+def sha256_of_state(state: dict[str, Any]) -> str:
+    """The checksum of a state, as JSON keeps it."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -27,7 +27,7 @@ class Step:
     number: int
     norm: Tensor  # of the gradient, the same on all processes
     losses: list[Tensor]  # of the micro-batches
-    samples: list[tuple[list[int], list[str] | None]]  # of each: the images' indices, and their names if known
+    samples: list[tuple[Tensor, list[str] | None]]  # of each: the images' indices (B,), and their names if known
 
 
 class Finiteness:
@@ -65,7 +65,7 @@ class Finiteness:
                 "loss": str(loss.item()),  # JSON has no nan
                 "images": [
                     {"index": index, "image": name}
-                    for index, name in zip(indices, names or map(self.where, indices), strict=True)
+                    for index, name in zip(indices.tolist(), names or map(self.where, indices.tolist()), strict=True)
                 ],
             }
             for number, (loss, (indices, names)) in enumerate(zip(step.losses, step.samples, strict=True))

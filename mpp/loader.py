@@ -302,6 +302,6 @@ def as_it_is(batch: Any) -> Any:
 
 
 def leave_signals(worker: int) -> None:
-    """Have a worker process leave SIGTERM and Ctrl-C, which reach the whole group, to the process that trains."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Have a worker process leave the signals to stop, which reach the whole group, to the process that trains."""
+    for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_IGN)

@@ -307,13 +307,14 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
         for step in range(first + 1, options.steps + 1):
             seed_dropout(config.seed, step, accelerator.process_index)
             parts: list[dict[str, Tensor]] = []
-            samples: list[tuple[list[int], list[str] | None]] = []
+            samples: list[tuple[Tensor, list[str] | None]] = []
             skipped = False
             for _ in range(options.accumulate):
                 with clock.waiting_for_data():
                     batch = next_batch(batches, config.data.on_error, outcome.unreadable)
                     positions |= batch.pop("positions", {})
-                    samples.append((batch.pop("index").tolist(), batch.pop("where", None)))
+                    index = batch.pop("index").clone()  # because what comes from a worker keeps a file open
+                    samples.append((index, batch.pop("where", None)))
                     batch = to_device(batch, accelerator.device)
                 with accelerator.accumulate(model):
                     loss, metrics = job.training_step(model, batch, step)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
@@ -17,6 +16,7 @@ from mpp.checkpoints import sha256_of
 from mpp.config import DownstreamModel, Model, height_width
 from mpp.corrupt import Corruption, corrupt
 from mpp.errors import UserError
+from mpp.pretrained import Pretrained
 from mpp.vit import ViT
 
 
@@ -48,11 +48,11 @@ def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
 
 class Classifier(
     nn.Module,
-    PyTorchModelHubMixin,
+    Pretrained,
     library_name="masked-patch-pretraining",
     tags=["vision-transformer", "image-classification"],
     license="apache-2.0",
-    coders={ViT: (lambda vit: vit.hub_config(), lambda config: ViT(**config))},
+    coders={ViT: (lambda vit: vit.hub_config(), lambda config: config)},
 ):
     """ViT + pooling + head: normalised images (B, C, H, W) -> scores of the classes (B, classes).
 

@@ -12,14 +12,16 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from mpp.pretrained import Pretrained
+
 PosEmbed = Literal["1d", "2d", "relative", "none"]
 PosInit = Literal["normal", "sincos"]
 
+_MAX_DEPTH = 1000  # blocks: a configuration from elsewhere is not to keep us building for ever
 _LONG_ON_A_CPU = 1024  # tokens, from which on attention in one piece pays on a CPU, too
 
 VARIANTS: dict[str, dict[str, int]] = {
@@ -34,7 +36,7 @@ VARIANTS: dict[str, dict[str, int]] = {
 
 class ViT(
     nn.Module,
-    PyTorchModelHubMixin,
+    Pretrained,
     library_name="masked-patch-pretraining",
     tags=["vision-transformer", "masked-patch-prediction"],
     license="apache-2.0",
@@ -83,6 +85,8 @@ class ViT(
         self.embed_dim = VARIANTS[variant]["embed_dim"] if embed_dim is None else embed_dim
         self.depth = VARIANTS[variant]["depth"] if depth is None else depth
         self.num_heads = VARIANTS[variant]["num_heads"] if num_heads is None else num_heads
+        if not 0 < self.depth <= _MAX_DEPTH:
+            raise ValueError(f"depth {self.depth} must be from 1 to {_MAX_DEPTH}")
         if self.embed_dim % self.num_heads or (pos_embed == "2d" and self.embed_dim % 2):
             raise ValueError(
                 f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads (2d: and 2 halves)"

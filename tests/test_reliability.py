@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +22,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 
-from mpp import checkpoints
+from mpp import ViT, checkpoints
 from mpp.errors import UserError
 from mpp.loader import Share, TrainOrder
+from mpp.models import load_classifier
 from mpp.pretrain_job import PretrainJob
 from mpp.records import read_metrics
 from recipes.finetune import main as finetune
@@ -39,7 +42,8 @@ from tests.test_pretrain import (
     wait_for,
     without_speeds,
 )
-from tools.kill import Options, begin, kill, torture
+from tests.test_streams import write_shards
+from tools.kill import Options, Tally, begin, compare, kill, torture
 
 # 30 images, in batches of 8: epochs end between and within batches, and a cut is in the middle of one
 EPOCHS = ["--data.fraction", "0.0003", "--augment.crop", "resized", "--eval.pictures", "0"]
@@ -144,6 +148,34 @@ def test_a_run_killed_twenty_times_is_the_same_as_one_that_nobody_killed(tmp_pat
     assert (tally.kills, tally.resumes) == (20, 20)
     assert tally.in_a_checkpoint >= 3
     assert tally.lines >= 40
+
+
+def test_the_kill_tool_notices_a_line_twice_a_line_missing_and_other_weights(tmp_path):
+    pretrain(tmp_path / "run")
+    for damage in ("twice", "missing", "weights"):
+        folder = Path(shutil.copytree(tmp_path / "run", tmp_path / damage))
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        if damage == "weights":
+            (folder / "checkpoints" / "step_00000006" / "model.safetensors").write_bytes(b"other")
+        else:
+            lines[2:3] = lines[2:3] * 2 if damage == "twice" else []
+        (folder / "metrics.jsonl").write_text("".join(lines))
+        tally = Tally()
+        compare(folder, tmp_path / "run", tally)
+        assert tally.differences
+    compare(tmp_path / "run", tmp_path / "run", tally := Tally())
+    assert not tally.differences
+
+
+def test_the_images_of_a_stream_are_named_too(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "set", 3, 8)
+    monkeypatch.setattr(PretrainJob, "training_step", losing_its_mind(range(2, 3)))
+    with pytest.raises(UserError, match="at step 2"):
+        pretrain(tmp_path / "run", "--data.path", str(folder))
+    found = json.loads((tmp_path / "run" / "nonfinite_00000002.json").read_text())
+    names = [image["image"] for image in found["batches"][0]["images"]]
+    assert len(names) == 8
+    assert all(re.search(r"train-000\d\.tar: \d{6}$", name) for name in names)
 
 
 LONG = ["--train.steps", "5000", "--train.checkpoint-every", "5000", "--eval.every", "5000"]
@@ -362,3 +394,100 @@ def test_one_two_and_four_processes_learn_alike_and_write_once(tmp_path):
         assert len(list((tmp_path / str(count) / "tensorboard").glob("events*"))) == 1
         result = json.loads((tmp_path / str(count) / "result.json").read_text())
         assert (result["images_seen"], result["eval_images"]) == (48, 21)
+
+
+@pytest.fixture
+def others(backbone, tmp_path):
+    """A folder with a backbone from somebody else."""
+    return Path(shutil.copytree(backbone, tmp_path / "others"))
+
+
+def refused(init: Path) -> str:
+    """What fine-tuning says of a backbone that it does not take."""
+    with pytest.raises(UserError) as end:
+        run(finetune, init.parent / "run", "--init", str(init))
+    assert "\n" not in str(end.value)
+    return str(end.value)
+
+
+class Bomb:
+    """What a pickle of it does when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_pickle_from_others_is_never_loaded(others, tmp_path):
+    (others / "model.safetensors").unlink()
+    torch.save(Bomb(tmp_path / "went off"), others / "pytorch_model.bin")
+    assert "pickles (pytorch_model.bin) are not loaded" in refused(others)
+    assert not (tmp_path / "went off").exists()
+
+
+def test_a_pickle_from_the_hub_is_never_asked_for(monkeypatch):
+    asked = []
+
+    def download(repo_id: str, filename: str, **_: object) -> str:
+        asked.append(filename)
+        raise EntryNotFoundError("404")
+
+    monkeypatch.setattr("mpp.pretrained.hf_hub_download", download)
+    with pytest.raises(ValueError, match="pickles"):
+        ViT._from_pretrained(model_id="somebody/something", token=None)
+    assert asked == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"embed_dim": 64}, r"cls_token is \(1, 1, 32\) in model.safetensors, but config.json asks for \(1, 1, 64\)"),
+        ({"depth": 3}, r"blocks\.2\.\S+ is not in model.safetensors"),
+        ({"depth": 1}, r"blocks\.1\.\S+ is .* in model.safetensors, but config.json asks for no such tensor"),
+        ({"depth": 10**9}, "depth 1000000000 must be from 1 to 1000"),
+        ({"embed_dim": 2**20, "mlp_ratio": 64}, r"cls_token is \(1, 1, 32\)"),
+        ({"embed_dim": 2**40}, "overflow"),
+        ({"img_size": [2**22, 2**22]}, r"pos_embed is \(1, 17, 32\)"),
+        ({"depth": "many"}, ""),
+    ],
+)
+def test_weights_of_other_shapes_than_their_configuration_are_refused_without_taking_memory(others, changed, says):
+    config = json.loads((others / "config.json").read_text()) | changed
+    (others / "config.json").write_text(json.dumps(config))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert re.search(says, refused(others))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty"])
+def test_damaged_weights_are_refused_in_one_line(others, damage):
+    file = others / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes({"cut": content[:-100], "header": b"\xff" * 8 + content[8:], "empty": b""}[damage])
+    assert "no backbone could be loaded" in refused(others)
+
+
+def test_a_classifier_of_absurd_size_is_refused(tmp_path):
+    run(finetune, tmp_path / "run", *SHAPE)
+    file = tmp_path / "run" / "classifier" / "config.json"
+    config = json.loads(file.read_text())
+    config["vit"]["embed_dim"] = 2**20
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"no fine-tuned model .*cls_token is \(1, 1, 32\)"):
+        load_classifier(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"step": 9}, {"files": {}}, {"positions": None}, {"files": {"../../../secret": "0" * 64}}, {"seconds": "long"}],
+    ids=lambda lie: next(iter(lie)),
+)
+def test_a_checkpoint_whose_state_lies_is_passed_over(tmp_path, state):
+    pretrain(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006" / "state.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | state))
+    with pytest.warns(UserWarning, match="step_00000006 is damaged"):
+        found = checkpoints.latest(tmp_path / "run" / "checkpoints")
+    assert found[1]["step"] == 4

@@ -114,16 +114,24 @@ def kill(process: ForkServerProcess) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
+def drafts(folder: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when a run was killed: name and time."""
+    found = set()
+    for path in folder.glob("checkpoints/*.tmp"):
+        with suppress(FileNotFoundError):  # renamed meanwhile
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
 def wait_for_a_moment(process: ForkServerProcess, folder: Path, whole: float, rng: random.Random) -> None:
     """Wait for a moment to kill at, in a run of about `whole` seconds: any, or while a checkpoint is being written."""
-    end = time.monotonic() + rng.uniform(0, whole / 2)
+    before, end = drafts(folder), time.monotonic() + rng.uniform(0, whole / 2)
     if rng.random() < 0.5:
         while time.monotonic() < end and process.exitcode is None:
             time.sleep(0.001)
         return
     while process.exitcode is None:
-        drafting = any(path.suffix == ".tmp" for path in folder.glob("checkpoints/*"))
-        if drafting and time.monotonic() > end:
+        if time.monotonic() > end and drafts(folder) - before:
             time.sleep(rng.uniform(0, 0.004))
             return
         time.sleep(0.0002)
@@ -164,6 +172,7 @@ def torture(options: Options, work: Path) -> Tally:
         number, done = number + 1, False
         folder = work / f"killed-{number}"
         while not done:
+            before = drafts(folder)
             process = begin([*RUN, "--output", str(folder), "--resume"], log)
             if tally.kills < options.kills:
                 wait_for_a_moment(process, folder, seconds, rng)
@@ -174,7 +183,7 @@ def torture(options: Options, work: Path) -> Tally:
             if killed:
                 tally.kills += 1
                 tally.resumes += 1
-                tally.in_a_checkpoint += any(path.suffix == ".tmp" for path in folder.glob("checkpoints/*"))
+                tally.in_a_checkpoint += bool(drafts(folder) - before)
                 with warnings.catch_warnings(record=True) as found:
                     warnings.simplefilter("always")
                     checkpoints.latest(folder / "checkpoints")
