@@ -276,8 +276,6 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
                 shards = sharding.write(drafts, model, optimizer, accelerator) if sharded else None
                 if accelerator.is_main_process:
                     checkpoints.save(folder, step, bare, optimizer, state, options.keep_checkpoints, average, shards)
-                    if sharded:
-                        drafts.rmdir()
             except OSError as error:  # a full disk, say
                 reason = f"the checkpoint of step {step} could not be written ({error.strerror or error})"
             if reason := broadcast_object_list([reason])[0]:

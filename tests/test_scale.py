@@ -167,10 +167,12 @@ def test_what_does_not_go_with_shards_is_refused(tmp_path):
     options = ["--optim.name", "sgd", "--output", str(tmp_path / "run")]
     done = launch(*options, launcher=launcher("two-cpu-processes-fsdp2"))
     assert done.returncode != 0
-    assert "error: --optim.name sgd cannot update parameters in parts (FSDP2); take adamw" in done.stderr
+    assert "error (rank 0 of 2): --optim.name sgd cannot update parameters in parts (FSDP2); take" in done.stderr
     assert "UserError" not in done.stderr
     with pytest.raises(UserError, match=r"--train\.average"):
         sharding.refuse_unsharded(Train(average=0.9), Optim())
+    with pytest.raises(UserError, match=r"--train\.auto-batch"):
+        sharding.refuse_unsharded(Train(auto_batch=True), Optim())
 
 
 def test_fsdp_of_version_1_is_refused(monkeypatch):
