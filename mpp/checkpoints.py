@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mpp.errors import UserError
+from mpp.files import flush, sha256_of
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "average.safetensors", "optimizer.pt", "state.json"
 
@@ -73,7 +73,7 @@ def save(
     for old in set(whole(folder)) - set(kept[-keep:]):
         old.rename(old.with_name(old.name + ".tmp"))  # first, so that what a kill leaves of it is not taken for whole
     for rest in folder.glob("*.tmp"):
-        shutil.rmtree(rest)
+        shutil.rmtree(rest, ignore_errors=True)
     return final
 
 
@@ -123,21 +123,3 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module 
 def sha256_of_state(state: dict[str, Any]) -> str:
     """The checksum of a state, as JSON keeps it."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, read in parts."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Have a file or folder on the disk itself, not only in the system's cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

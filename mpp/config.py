@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mpp.errors import UserError
+from mpp.files import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -546,7 +547,7 @@ def write_toml(config: Any, path: Path) -> None:
     values = kept(dataclasses.asdict(config))
     for once in _ONCE:
         values.pop(once, None)
-    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    write_whole(path, tomli_w.dumps(values).encode())
 
 
 # of one start, not of what is computed

@@ -85,7 +85,10 @@ def _roots(source: str) -> tuple[str, ...]:
     here = Path(source).expanduser()
     folders = [here if here.is_dir() else here.parent] if here.exists() else []
     roots = (*folders, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
-    return tuple(os.path.join(os.path.abspath(root), "") for root in roots)
+    real = (
+        f(root) for root in roots for f in (os.path.abspath, os.path.realpath)
+    )  # `datasets` follows a folder's link
+    return tuple(os.path.join(root, "") for root in real)
 
 
 def printable(text: str) -> str:

@@ -52,7 +52,11 @@ def loss_of_a_process(error: Exception) -> str | None:
             f"a process that reads images has died ({text[:200] or type(error).__name__}); the system ends them where "
             f"memory is short: fewer --data.workers need less; --resume goes on from the last checkpoint"
         )
-    if "gloo" in text or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+    if (isinstance(error, RuntimeError) and "gloo" in text) or type(error).__name__ in (
+        "DistBackendError",
+        "DistNetworkError",
+        "DistStoreError",
+    ):
         return (
             f"another process of this run has died or does not answer ({text[:200]}); its own message says why; "
             f"--resume goes on from the last checkpoint"

@@ -16,8 +16,9 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from mpp.errors import UserError
+from mpp.files import write_whole
 from mpp.loader import Batch, Share
-from mpp.records import write_whole
+from mpp.records import writing
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Finiteness:
         file = self.output / f"nonfinite_{step.number:08d}.json"
         if self.accelerator.is_main_process:
             found = {"step": step.number, "grad_norm": str(step.norm.item()), "batches": batches}
-            write_whole(file, json.dumps(found, indent=1).encode())
+            with writing(self.output):
+                write_whole(file, json.dumps(found, indent=1).encode())
         return (
             f"the loss is {mean} and the gradient {step.norm.item()} at step {step.number} (its images are named in "
             f"{file})"
@@ -141,22 +143,26 @@ def find_parts(
     images.
     """
     images = share.batch_size // share.world_size
-    for parts in [share.accumulate, *smaller_parts(share)]:
-        size = images // parts
-        if even and size % 2:
-            continue
-        fits = torch.ones((), device=accelerator.device)
+
+    def fits(size: int) -> bool:
         try:
-            means = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
-            batch = {name: value[:size].to(accelerator.device) for name, value in first.items()}
-            step(model, batch).backward()
-            del batch, means
+            _means = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+            step(model, {name: value[:size].to(accelerator.device) for name, value in first.items()}).backward()
+            return True
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            fits.zero_()
+            return False
+
+    sizes = {parts: images // parts for parts in [share.accumulate, *smaller_parts(share)]}
+    sizes = {parts: size for parts, size in sizes.items() if not (even and size % 2)}
+    for parts, size in sizes.items():
+        fitting = torch.tensor(float(fits(size)), device=accelerator.device)
         model.zero_grad()
         clear_device_cache(garbage_collection=True)
-        if accelerator.reduce(fits).item() == accelerator.num_processes:
+        if accelerator.reduce(fitting).item() == accelerator.num_processes:
             return replace(share, accumulate=parts)
-    raise UserError(f"--train.auto-batch: not even {size} image(s) at a time fit into memory; {what_to_lower(share)}")
+    raise UserError(
+        f"--train.auto-batch: not even {min(sizes.values(), default=images)} image(s) at a time fit into memory; "
+        f"choose a smaller --model.variant or --model.img-size"
+    )

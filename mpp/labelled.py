@@ -29,7 +29,7 @@ def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int 
     train = _open(data, data.split, size)
     names = _label_names(train, data)
     if data.cache:
-        train = packed_if_small(train, size, seen, data.on_error == "skip")
+        train = packed_if_small(train, size, seen)
     if data.fraction < 1:
         train = Subset(train, take_fraction(np.arange(len(train)), data.fraction, seed))
     count = len(train) if data.labels is None else data.labels

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
@@ -107,7 +108,7 @@ def start_accelerator(precision: str) -> Accelerator:
         precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    plugin = sharding.asked_for() if world_size > 1 else None
+    plugin = sharding.asked_for()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() and world_size > 1,
         fsdp_plugin=plugin,
@@ -201,7 +202,11 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     peaks = [group["lr"] for group in optimizer.param_groups]
     options_asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     average = running_mean(job.model, options.average, accelerator) if options.average else None
-    found = checkpoints.latest(output / "checkpoints") if config.resume else None
+    # one process looks, because looking reads the whole of a checkpoint
+    look = config.resume and accelerator.is_main_process
+    found = broadcast_object_list([checkpoints.latest(output / "checkpoints") if look else None])[0]
+    if found and not found[0].exists():
+        raise UserError(f"{found[0]} is not to be seen from here: --output must be on a disk that all machines share")
     in_shards = found is not None and sharding.has_shards(found[0])
     if found and sharded and not in_shards:
         raise UserError(f"{found[0]} was not saved by a run with FSDP2; go on without, or give another --output")
@@ -277,6 +282,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
                 if accelerator.is_main_process:
                     checkpoints.save(folder, step, bare, optimizer, state, options.keep_checkpoints, average, shards)
             except OSError as error:  # a full disk, say
+                if accelerator.is_main_process:
+                    shutil.rmtree(drafts, ignore_errors=True)
                 reason = f"the checkpoint of step {step} could not be written ({error.strerror or error})"
             if reason := broadcast_object_list([reason])[0]:
                 last = checkpoints.whole(folder)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from mpp.checkpoints import sha256_of
 from mpp.config import DownstreamModel, Model, height_width
 from mpp.corrupt import Corruption, corrupt
 from mpp.errors import UserError
+from mpp.files import sha256_of
 from mpp.pretrained import Pretrained
 from mpp.vit import ViT
 

@@ -16,42 +16,48 @@ from mpp.draws import Purpose, generator
 from mpp.errors import UserError
 from mpp.images import Images, TableImages
 from mpp.packed import PackedImages
-from mpp.packing import fingerprint, pack
+from mpp.packing import fingerprint, forget, pack
 
 _MOST_BYTES = 4 << 30  # of a packed split
 _LOOKED_AT = 64  # images that tell whether all may have the model's size
 
 
-def packed_if_small(images: Images, size: tuple[int, int], seen: int, skip_unreadable: bool) -> Images:
+def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
     """A split whose pixels come from a packed file in the cache, where that changes nothing but the speed.
 
-    So it is where all its images have `size` (H, W), the model's, so that none is scaled; where training looks at
-    `seen` images, no fewer than it has; and where it takes up to 4 GiB, and half of the disk's free space. The file is
-    named after the source's fingerprint: a changed set is packed anew. Labels and names stay the source's.
+    So it is where all its images can be read and have `size` (H, W), the model's, so that none is scaled; where
+    training looks at `seen` images, no fewer than the split has, so that packing costs no more than it saves; and where
+    it takes up to 4 GiB, and half of the disk's free space. The file is named after the source's fingerprint: a changed
+    set is packed anew. Labels and names stay the source's.
     """
     folder = cache_folder()
     if not (isinstance(images, TableImages) and 0 < len(images) <= seen and _all_of(size, images)):
         return images
     path = folder / f"{images.split}-{fingerprint({images.split: images})[:32]}.mpp"
+    why_not = path.with_suffix(".not-packed")  # why not, so that it is not tried again
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # of several processes and machines, one packs
+            if why_not.exists() or not _has_room(folder, len(images) * size[0] * size[1] * 3):
+                return images
             if not path.exists():
-                needs = len(images) * size[0] * size[1] * 3
-                if needs > min(_MOST_BYTES, shutil.disk_usage(folder).free // 2):
-                    return images
                 print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
-                pack({images.split: images}, path, path.stem, labels=False)
-    except UserError as error:
-        if not skip_unreadable:
-            raise
-        print(f"not packed: {error}")  # what is left out must be known when it is read
+                try:
+                    pack({images.split: images}, path, path.stem, labels=False, only_size=size)
+                except UserError as error:  # no harm: who reads the files will tell, if this image is ever wanted
+                    forget(path)
+                    why_not.write_text(str(error))
+                    print(f"not packed: {error}")
+                    return images
+    except (OSError, NotImplementedError) as error:  # a full disk; a file system without locks
+        forget(path)
+        print(f"not packed into {folder} ({error}); MPP_CACHE names another folder, --data.no-cache does without")
         return images
-    except OSError as error:
-        print(f"not packed: {folder} cannot be written ({error.strerror}); MPP_CACHE names another folder")
-        return images
-    packed = PackedImages(str(path), images.split)
-    return PackedPixels(images, packed) if packed.packed_size == size else images
+    return PackedPixels(images, PackedImages(str(path), images.split))
+
+
+def _has_room(folder: Path, needs: int) -> bool:
+    return needs <= min(_MOST_BYTES, shutil.disk_usage(folder).free // 2)
 
 
 def cache_folder() -> Path:

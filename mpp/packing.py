@@ -30,6 +30,7 @@ def pack(
     short_side: int | None = None,
     skip_unreadable: bool = False,
     labels: bool = True,
+    only_size: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
     """Pack splits of a set into `out`; goes on where an interrupted packing of the same source left off.
@@ -38,11 +39,11 @@ def pack(
         short_side: shrink larger images to this short side (antialiased, on the way from the file); None keeps them.
         source: what the set was, to tell a changed one by.
         labels: whether to pack these, too, where the set has them.
+        only_size: refuse images of any other (H, W).
 
     Returns what could not be read: where, why. Raises UserError for that unless `skip_unreadable`.
     """
-    draft = out.with_name(out.name + ".partial")
-    notes = out.with_name(out.name + ".partial.json")
+    draft, notes = _drafts(out)
     state = _resume(draft, notes, source, short_side)
     out.parent.mkdir(parents=True, exist_ok=True)
     with draft.open("r+b" if draft.exists() else "w+b") as file:
@@ -67,6 +68,11 @@ def pack(
                                 ) from error
                             state["unreadable"][images.where(index)] = str(error)
                             continue
+                        if only_size and array.shape[:2] != only_size:
+                            raise UserError(
+                                f"image {images.where(index)} is {array.shape[1]} x {array.shape[0]}, where others are "
+                                f"{only_size[1]} x {only_size[0]}"
+                            )
                         file.write(array.tobytes())
                         rows["sizes"].append(array.shape[:2])
                         rows["kept"].append(index)
@@ -86,6 +92,17 @@ def pack(
     os.replace(draft, out)
     notes.unlink()
     return state["unreadable"]
+
+
+def forget(out: Path) -> None:
+    """Remove what an interrupted packing left."""
+    for file in _drafts(out):
+        file.unlink(missing_ok=True)
+
+
+def _drafts(out: Path) -> tuple[Path, Path]:
+    """An unfinished file, and the notes of how far it is."""
+    return out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
 
 
 def verify(path: str) -> None:

@@ -203,7 +203,7 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
     columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
     train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
     if data.cache:
-        train = packed_if_small(train, size, images_seen(config.train), data.on_error == "skip")
+        train = packed_if_small(train, size, images_seen(config.train))
     indices = np.arange(len(train))
     if eval_split is None:
         shuffled = generator(0, Purpose.SPLIT).permutation(indices)

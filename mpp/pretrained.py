@@ -27,6 +27,8 @@ class Pretrained(PyTorchModelHubMixin):
             for name in ("revision", "cache_dir", "force_download", "local_files_only", "token")
             if name in options
         }
+        for name in ("proxies", "resume_download"):  # of huggingface_hub before 1.0
+            options.pop(name, None)
         file = Path(model_id, SAFETENSORS_SINGLE_FILE)
         try:
             if not Path(model_id).is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from torchvision.utils import make_grid
 
 from mpp.config import differences, flat, write_toml
 from mpp.errors import UserError
+from mpp.files import write_whole
 
 # Options that change no number, or only its rounding: a run may go on with others.
 _HARMLESS = {
@@ -45,6 +45,7 @@ class Records:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_toml(self.config, self.folder / "config.toml")
+            (self.folder / "result.json").unlink(missing_ok=True)  # of a run that goes on: not its last evaluation
             self._take_back(step)
             # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
             purge = {"purge_step": step + 1} if step else {}
@@ -121,13 +122,6 @@ def save_picture(picture: Tensor, path: Path) -> None:
     to_pil_image(picture).save(path)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_bytes(content)
-    os.replace(draft, path)
-
-
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Have `save` write a folder; readers see the old one, the new one or for a moment none, never a part."""
     draft = folder.with_name(folder.name + ".tmp")
@@ -174,7 +168,14 @@ def refuse_other_options(folder: Path, config: Any, *, remade: bool = False) -> 
 
     --resume-anyway insists. With `remade`, more steps are another run, too: one to be made again, not to go on with.
     """
-    if not (folder / "config.toml").exists() or getattr(config, "resume_anyway", False):
+    if getattr(config, "resume_anyway", False):
+        return
+    if not (folder / "config.toml").exists():
+        if (folder / "checkpoints").exists():
+            raise UserError(
+                f"{folder} holds checkpoints but no config.toml to say of which options; --resume-anyway goes on with "
+                f"those asked for now, or give another --output"
+            )
         return
     found = differences(folder / "config.toml", config)
     if getattr(getattr(config, "optim", None), "lr_grid", ()):  # from which the run chose its lr

@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType, convert_outputs_to_fp32, gather_object
-from safetensors import safe_open
+from accelerate.utils import DistributedType, broadcast_object_list, convert_outputs_to_fp32, gather_object
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from mpp.checkpoints import flush, sha256_of
 from mpp.config import Optim, Train
 from mpp.errors import UserError
+from mpp.files import flush, sha256_of
 
 # The loss does nothing in place to what the model returns, of which torch warns at every start.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -37,6 +37,11 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 def asked_for() -> FullyShardedDataParallelPlugin | None:
     """FSDP2 as `accelerate launch` was told to run it; None if it was not."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        os.environ["ACCELERATE_USE_FSDP"] = (
+            "false"  # there is nobody to share with; Accelerate would shard all the same
+        )
         return None
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
@@ -91,16 +96,21 @@ def write(folder: Path, model: nn.Module, optimizer: Optimizer, accelerator: Acc
 
     All processes have to call it, on a file system that they share. Raises OSError on all of them if one fails.
     """
+    reason = None
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-        folder.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            reason = str(error)
+    if reason := broadcast_object_list([reason])[0]:
+        raise OSError(reason)
     file = folder / f"shard-{accelerator.process_index + 1:05d}-of-{accelerator.num_processes:05d}.safetensors"
     try:
         save_file({name: _local(tensor).contiguous() for name, tensor in _tensors(model, optimizer)}, file)
         flush(file)
         mine: dict[Path, str] | str = {file: sha256_of(file)}
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk is to safetensors
         mine = f"process {accelerator.process_index}: {error}"
     parts = gather_object([mine])
     if failed := [part for part in parts if isinstance(part, str)]:

@@ -22,7 +22,7 @@ PosEmbed = Literal["1d", "2d", "relative", "none"]
 PosInit = Literal["normal", "sincos"]
 
 _MAX_DEPTH = 1000  # blocks: a configuration from elsewhere is not to keep us building for ever
-_LONG_ON_A_CPU = 1024  # tokens, from which on attention in one piece pays on a CPU, too
+_MANY_ON_A_CPU = 1 << 24  # attention logits: 64 MiB, beyond which keeping them no longer pays
 
 VARIANTS: dict[str, dict[str, int]] = {
     "nano": {"embed_dim": 128, "depth": 6, "num_heads": 4},  # ours: for CPUs and small images
@@ -335,7 +335,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     torch's fused attention, but on a CPU the three steps one by one: for the short sequences that a CPU trains on they
     take 0.9 of its time in fp32, and 0.2 to 0.4 in bf16, whose fused backward pass does not use the chip's bf16 units.
     """
-    if q.device.type != "cpu" or k.shape[-2] > _LONG_ON_A_CPU:
+    logits_in_all = q.shape[:-1].numel() * k.shape[-2]  # B h Q T
+    if q.device.type != "cpu" or logits_in_all > _MANY_ON_A_CPU:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     logits = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b h t d -> b h d t")  # (B, h, Q, T)
     return (logits if bias is None else logits + bias).softmax(-1) @ v

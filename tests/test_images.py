@@ -95,6 +95,14 @@ def test_a_folder_with_class_folders_is_read_in_order_with_labels(tmp_path):
     assert split_names(str(tmp_path)) == ["train"]
 
 
+def test_a_folder_behind_a_link_is_read(tmp_path):
+    (tmp_path / "real").mkdir()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "real" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (image,) = load_images(str(tmp_path / "link")).read([0])
+    assert image.getpixel((0, 0)) == (200, 0, 0)
+
+
 def test_a_flat_folder_has_images_and_no_labels(tmp_path):
     for i in range(3):
         put(tmp_path / f"{i}.png", 10 * i)

@@ -122,9 +122,31 @@ def test_a_damaged_image_is_named_while_its_set_is_packed_and_skipped_if_so_aske
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(UserError, match=f"{broken.name} could not be read"):
         pretrain(tmp_path / "stops", "--data.path", str(source))
+    assert "not packed: image" in capsys.readouterr().out
     lines = pretrain(tmp_path / "skips", "--data.path", str(source), "--data.on-error", "skip")
     assert lines[-1]["step"] == 6
-    assert "not packed: image" in capsys.readouterr().out
+    assert "pack" not in capsys.readouterr().out  # it is known by now
+    assert files() == []
+    assert not list((tmp_path / "cache").glob("*.partial*"))
+
+
+def test_a_damaged_image_that_is_not_wanted_stops_nothing(source, tmp_path, monkeypatch):
+    files = cached(monkeypatch, tmp_path / "cache")
+    data = LabelledData(path=str(source), labels=4)
+    wanted = {str(path) for path in (source / "train").rglob("*.png")}
+    images, _ = open_labelled(data, (16, 16), 0)
+    broken = Path(min(wanted - {images.where(i) for i in range(4)}))
+    broken.write_bytes(broken.read_bytes()[:60])
+    images, _ = open_labelled(data, (16, 16), 0, seen=12)
+    assert len(images.read(range(4))) == 4
+    assert files() == []
+
+
+def test_a_set_with_one_image_of_another_size_among_many_is_not_packed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mpp.pack_cache._LOOKED_AT", 0)
+    files = cached(monkeypatch, tmp_path / "cache")
+    pretrain(tmp_path / "run", "--data.path", str(write_set(tmp_path / "set", ((16, 16), (16, 16), (8, 16)))))
+    assert "is 16 x 8, where others are 16 x 16" in capsys.readouterr().out
     assert files() == []
 
 

@@ -491,3 +491,19 @@ def test_a_checkpoint_whose_state_lies_is_passed_over(tmp_path, state):
     with pytest.warns(UserWarning, match="step_00000006 is damaged"):
         found = checkpoints.latest(tmp_path / "run" / "checkpoints")
     assert found[1]["step"] == 4
+
+
+def test_checkpoints_without_the_options_they_are_of_are_not_gone_on_with(tmp_path):
+    pretrain(tmp_path, "--train.steps", "4")
+    (tmp_path / "config.toml").unlink()
+    with pytest.raises(UserError, match=r"holds checkpoints but no config\.toml"):
+        pretrain(tmp_path, "--resume")
+    pretrain(tmp_path, "--resume", "--resume-anyway")
+
+
+def test_a_run_that_goes_on_has_no_result_until_it_is_done(tmp_path, monkeypatch):
+    pretrain(tmp_path, "--train.steps", "2")
+    monkeypatch.setattr("mpp.pretrain_job.write_result", lambda *_: pytest.fail("stopped before the result"))
+    with pytest.raises(pytest.fail.Exception):
+        pretrain(tmp_path, "--train.steps", "4", "--resume")
+    assert not (tmp_path / "result.json").exists()

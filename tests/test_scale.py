@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from mpp import checkpoints, sharding
 from mpp.config import Optim, Train
 from mpp.errors import UserError
 from mpp.records import read_metrics
-from tests.test_pretrain import ROOT, launch, losses, pretrain, two_processes
+from tests.test_pretrain import ROOT, command, launch, losses, pretrain, two_processes
 
 LAUNCH = ROOT / "recipes" / "launch"
 FILES = sorted(path.stem for path in LAUNCH.glob("*.yaml"))
@@ -163,6 +164,17 @@ def test_a_sharded_run_resumes_to_the_last_bit_also_on_one_process_to_rounding(s
     assert losses(lines) == pytest.approx(losses(read_metrics(sharded)), abs=1e-4)
 
 
+def test_a_full_disk_is_told_by_all_and_leaves_no_draft(tmp_path):
+    line = shlex.join(command(*OPTIONS, "--output", str(tmp_path), launcher=launcher("two-cpu-processes-fsdp2")))
+    limited = f"ulimit -f 60; exec {line}"  # 60 KiB a file: enough for metrics, too little for a shard
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=180)
+    assert done.returncode != 0
+    for rank in (0, 1):
+        assert f"error (rank {rank} of 2): the checkpoint of step 6 could not be written" in done.stderr
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "mpp" / "pretrain.py") not in done.stderr
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_what_does_not_go_with_shards_is_refused(tmp_path):
     options = ["--optim.name", "sgd", "--output", str(tmp_path / "run")]
     done = launch(*options, launcher=launcher("two-cpu-processes-fsdp2"))
@@ -178,6 +190,7 @@ def test_what_does_not_go_with_shards_is_refused(tmp_path):
 def test_fsdp_of_version_1_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="fsdp_version: 2"):
         sharding.asked_for()
 

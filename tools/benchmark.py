@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +112,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         config.rounds = min(config.rounds, 5)
     if config.memory_of == BARE:
         use_the_cpu_well(device)
-        train_bare(device)
+        train_bare(config, device)
         return {}
     if config.memory_of:
         print(peak_memory_here(config, device))
@@ -169,6 +168,8 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
     vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
     flops = flops_an_image(MaskedPatchModel(vit, make_target("mean-colour", 16, 3).num_outputs))
     table: list[dict[str, Any]] = []
+    if not any(row.name.startswith(OURS) for row in rows):
+        raise UserError("--contenders must have ours, with which the others are compared")
     for row in rows:
         memory = memory_of(config, row.name, device)
         table.append(
@@ -604,8 +605,8 @@ def measure_memory(config: Benchmark, device: torch.device, out: Path) -> dict[s
             options[1] = "10"
         script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
         options += ["--data.path", f"{folder}/set.mpp", "--data.workers", "0", "--output", f"{folder}/run"]
-        command = most_memory([sys.executable, script, *options])
-    bare = most_memory([sys.executable, __file__, "--memory-of", BARE])
+        command = most_memory([script, *options])
+    bare = most_memory([__file__, "--memory-of", BARE])
     show(
         "Most memory of the process, nano at batch 256",
         ["", "MiB"],
@@ -617,24 +618,27 @@ def measure_memory(config: Benchmark, device: torch.device, out: Path) -> dict[s
 BARE = "bare"
 
 
-def train_bare(device: torch.device) -> None:
+def train_bare(config: Benchmark, device: torch.device) -> None:
     """Ten steps of the small preset's model on random images, with nothing of the toolkit around it."""
-    each = Benchmark(variant="nano", img_size=32, batch_size=256)
+    each = replace(config, variant="nano", img_size=32, batch_size=256)
     step = build_ours(each, device, False, patch_size=4)
     for _ in range(10):
         step()
 
 
 def most_memory(line: list[str]) -> float:
-    """Most memory that a command took at any moment, in MiB."""
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise UserError(f"{' '.join(line)} failed: {said.decode().strip().splitlines()[-1]}")
-    return usage.ru_maxrss / 1024
+    """Most memory that a Python script took at any moment, in MiB. It tells by itself at its end, because what the
+    system tells of a child includes this process's memory when it was started."""
+    code = (
+        "import atexit, runpy, sys; sys.argv = sys.argv[1:]; "
+        "tell = lambda: print(*(x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM'))); "
+        "atexit.register(tell); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(line)} failed: {done.stderr.strip().splitlines()[-1]}")
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
@@ -648,7 +652,7 @@ def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[st
     found: dict[str, Any] = {}
     for variant in variants:
         for size in sizes:
-            each = Benchmark(variant=variant, img_size=size, batch_size=config.batch_size)
+            each = replace(config, variant=variant, img_size=size)
             step = build_ours(each, device, False)
             step()
             row = Measured(f"{variant} {size}")

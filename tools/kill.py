@@ -173,7 +173,8 @@ def torture(options: Options, work: Path) -> Tally:
         folder = work / f"killed-{number}"
         while not done:
             before = drafts(folder)
-            process = begin([*RUN, "--output", str(folder), "--resume"], log)
+            options_of_run = [] if (folder / "config.toml").exists() else RUN  # a run knows its own
+            process = begin([*options_of_run, "--output", str(folder), "--resume"], log)
             if tally.kills < options.kills:
                 wait_for_a_moment(process, folder, seconds, rng)
                 killed = kill(process)

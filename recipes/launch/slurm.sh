@@ -28,7 +28,8 @@ if [[ -z $output ]]; then
 fi
 
 export GPUS=${GPUS:-8} LAUNCH=${LAUNCH:-recipes/launch/many-nodes-fsdp2.yaml}
-MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER=${HOSTS%%$'\n'*} # the first (`| head -n 1` would end the pipe, and with it this script, on some days)
 export MASTER PORT=$((20000 + SLURM_JOB_ID % 20000)) # several jobs may share a machine
 
 # One launcher a machine. It leaves SIGUSR1 to the processes that train (which catch what it ignores), or would die of it.
