@@ -270,7 +270,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_images(tmp_path, monkeypatc
     found = json.loads((tmp_path / "run" / "nonfinite_00000004.json").read_text())
     order = list(TrainOrder(100, 0, Share(8), 0, 6))[3]
     images = [image for batch in found["batches"] for image in batch["images"]]
-    assert [image["index"] for image in images] == [sample.index for sample in order]
+    assert [image["index"] for image in images] == order.indices.tolist()
     assert all("shapes, train, scene" in image["image"] for image in images)
     assert [(batch["loss"], batch["micro_batch"]) for batch in found["batches"]] == [("nan", 0), ("nan", 1)]
     assert checkpoints.latest(tmp_path / "run" / "checkpoints")[1]["step"] == 2
