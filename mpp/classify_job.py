@@ -19,7 +19,8 @@ from mpp.flops import flops_an_image
 from mpp.images import Images
 from mpp.labelled import at_most
 from mpp.loader import Batch, Share, View, eval_loader, no_draws, train_loader
-from mpp.loop import Outcome, readable, workers_of
+from mpp.loop import Outcome, readable
+from mpp.machine import workers_of
 from mpp.models import Classifier
 from mpp.predictions import Predictions, draw_confusion, predict
 from mpp.records import write_folder

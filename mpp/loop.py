@@ -6,47 +6,39 @@ A job says what is learnt (`Job`); the loop owns everything else, and reads from
 from __future__ import annotations
 
 import copy
-import ctypes
-import os
 import shutil
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
     broadcast_object_list,
     gather_object,
 )
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mpp import checkpoints, sharding
-from mpp.config import Data, Train
+from mpp.clock import Clock
+from mpp.config import Train
 from mpp.errors import UserError
 from mpp.faults import Finiteness, Step, find_parts, out_of_memory_told, what_to_lower
 from mpp.flops import peak_flops
 from mpp.loader import Batch, Share
+from mpp.machine import PREPARING, TRAINING, dtype_of, wait_at_most
 from mpp.optim import build_optimizer, schedule
 from mpp.records import Records, refuse_other_options, refuse_to_overwrite, why_unwritable
+from mpp.stops import StopSignals
 from mpp.streams import Positions
 from mpp.vit import ViT
-
-_PREPARING = timedelta(hours=2)  # in which one process may prepare a large set, and the others wait
-_TRAINING = timedelta(minutes=10)  # in which a checkpoint must be written
 
 
 class Job(Protocol):
@@ -98,57 +90,6 @@ class Outcome:
     unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where, why
 
 
-def start_accelerator(precision: str) -> Accelerator:
-    """Set up devices, processes and precision, and say which they are.
-
-    Several processes on a machine without an accelerator form one gloo group: Accelerate has to be told (`cpu=True`),
-    or each would train alone and write the same files.
-    """
-    bf16 = precision == "bf16" or (
-        precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    plugin = sharding.asked_for()
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available() and world_size > 1,
-        fsdp_plugin=plugin,
-        mixed_precision="bf16" if bf16 else "no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(logging_dir="."),  # `Records` says where
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PREPARING)],
-    )
-    if accelerator.num_processes != world_size:
-        raise UserError(f"{world_size} processes were launched, but {accelerator.num_processes} found each other")
-    where = accelerator.device.type
-    hint = ""
-    if where == "cpu":
-        use_the_cpu_well()
-        if plugin:
-            sharding.shard_on_cpu(accelerator, plugin)
-        where = f"the CPU with {torch.get_num_threads()} threads each"
-        has_bf16 = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-        if has_bf16 != bf16:
-            faster = "bf16" if has_bf16 else "fp32"
-            hint = f" (this CPU is faster in {faster}: precision {faster})"
-    elif where == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32: several times as fast
-    how = ("bf16" if bf16 else "fp32") + (", sharded by FSDP2" if accelerator.is_fsdp2 else "")
-    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {how}{hint}")
-    return accelerator
-
-
-def dtype_of(accelerator: Accelerator) -> torch.dtype:
-    """What matrices are multiplied in."""
-    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-
-
-def wait_at_most(time: timedelta) -> None:
-    """How long a process waits for the others from now on before it takes them for dead."""
-    if distributed.is_initialized():
-        getattr(distributed, "set_timeout", distributed.distributed_c10d._set_pg_timeout)(time)
-
-
 def share_of(train: Train, accelerator: Accelerator) -> Share:
     """What this process computes of every batch; raises UserError if a batch does not divide."""
     parts = accelerator.num_processes * train.accumulate
@@ -175,7 +116,7 @@ def prepare_output(config: Any, command: str, resume: bool, accelerator: Acceler
     to be resumed, or was begun with other options."""
     if config.output is None and resume:
         raise UserError("--resume goes on with the run in --output; name that folder")
-    wait_at_most(_PREPARING)
+    wait_at_most(PREPARING)
     folder = named_folder(config.output, command)
     if resume:
         refuse_other_options(folder, config)
@@ -239,7 +180,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     evaluated = whole or (average.module if average else bare)
     records = Records(output, accelerator, config)
     accelerator.wait_for_everyone()
-    wait_at_most(_TRAINING)
+    wait_at_most(TRAINING)
     records.open(first, headline)
     loader = job.batches(share, first, resumed)
     positions: Positions = {}  # of this process's lanes; every batch of a stream brings them
@@ -427,13 +368,6 @@ def readable(loader: DataLoader, on_error: str, unreadable: dict[str, str]) -> I
             yield batch
 
 
-def workers_of(data: Data, accelerator: Accelerator) -> int:
-    """Processes that decode: --data.workers, or none beside training on a CPU, else one a core, at most 8."""
-    if data.workers is not None:
-        return data.workers
-    return 0 if accelerator.device.type == "cpu" else min(8, cores_a_process())
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch's tensors; from pinned memory without waiting for the copy."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -487,122 +421,3 @@ def how_to_resume(command: str, outcome: Outcome, output: Path) -> str:
 def summary_line(step: int, steps: int, metrics: dict[str, float]) -> str:
     """An evaluation in one line for the terminal."""
     return f"step {step}/{steps}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-class StopSignals:
-    """Ctrl-C, SIGTERM and SIGUSR1 ask for a clean stop with a checkpoint; Ctrl-C again, a second later: at once."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.requested_at: float | None = None
-        self.previous: dict[int, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        return self.requested_at is not None
-
-    def __enter__(self) -> StopSignals:
-        for number in filter(None, (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", None))):
-            self.previous[number] = signal.signal(number, self._request)
-        if {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys() and sys.platform == "linux":
-            # `accelerate launch` of one process does not pass SIGTERM on, nor do torchrun and that of several pass on
-            # SIGUSR1: they end by it. Have the system send SIGTERM when they do
-            pr_set_pdeathsig = 1  # of linux/prctl.h
-            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if os.getpid() != self.process:
-            return  # a worker, forked with this handler: the process that trains has the signal, too, and decides
-        if self.requested_at is None:
-            self.requested_at = now
-            print(
-                "\nstopping within a few steps, with a checkpoint (Ctrl-C again: at once)", file=sys.stderr, flush=True
-            )
-        elif number == signal.SIGINT and now - self.requested_at > 1:  # launchers repeat the signal straight away
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt
-
-    def agreed(self, accelerator: Accelerator, due: bool) -> bool:
-        """Whether to stop now. Several processes agree on it when `due`, because agreeing waits for the device."""
-        if accelerator.num_processes == 1:
-            return self.requested
-        if not due:
-            return False
-        return bool(accelerator.reduce(torch.tensor(float(self.requested), device=accelerator.device)) > 0)
-
-
-class Clock:
-    """Time spent training, waiting for data, and neither (evaluation, checkpoints: `paused`). `share` is what training
-    on one image takes of a second of arithmetic on all devices, at their best."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self.started = self.mark = time.perf_counter()
-        self.waited = self.away = 0.0
-        self.images = 0
-
-    def waiting_for_data(self) -> _Stopwatch:
-        return _Stopwatch(lambda seconds: setattr(self, "waited", self.waited + seconds))
-
-    def paused(self) -> _Stopwatch:
-        return _Stopwatch(lambda seconds: setattr(self, "away", self.away + seconds))
-
-    def count(self, images: int) -> None:
-        self.images += images
-
-    def read(self) -> dict[str, float]:
-        """Speeds since the last reading: images a second, the share of time (0..1) spent waiting for data, and model
-        FLOPs utilisation (arXiv 2204.02311): the arithmetic that training takes over what the devices could do."""
-        now = time.perf_counter()
-        busy = max(1e-9, now - self.mark - self.away)
-        rate = self.images / busy
-        speeds = {
-            "speed/images_per_second": rate,
-            "speed/data_wait": self.waited / busy,
-            "speed/mfu": rate * self.share,
-        }
-        self.mark, self.waited, self.away, self.images = now, 0.0, 0.0, 0
-        return speeds
-
-    def total(self) -> float:
-        return time.perf_counter() - self.started
-
-
-class _Stopwatch:
-    def __init__(self, done: Callable[[float], None]) -> None:
-        self.done = done
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.done(time.perf_counter() - self.started)
-
-
-def cores_a_process() -> int:
-    """CPU cores there are for each process on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def use_the_cpu_well() -> None:
-    """Threads and memory for training on a CPU.
-
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nothing else is said, which halves the speed on two
-    cores; a larger number is somebody's wish and stays. Keeping freed blocks of memory instead of giving them back to
-    the system after every tensor saves page faults: 10 to 30 % of a step of the nano model at batch 256 (glibc only).
-    """
-    if int(os.environ.get("OMP_NUM_THREADS", 1)) == 1:
-        torch.set_num_threads(cores_a_process())
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
-            libc.mallopt(m_mmap_threshold, 1 << 30)
-            libc.mallopt(m_trim_threshold, (1 << 31) - 1)

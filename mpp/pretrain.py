@@ -12,7 +12,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     config = parse(Pretrain, args)
     check_pretrain(config)
 
-    from mpp.loop import start_accelerator  # heavy imports come after --help and the checks
+    from mpp.machine import start_accelerator  # heavy imports come after --help and the checks
     from mpp.pretrain_job import run_pretraining
 
     accelerator = start_accelerator(config.train.precision)

@@ -22,17 +22,8 @@ from mpp.flops import flops_an_image
 from mpp.images import Images, load_images, split_names
 from mpp.labelled import at_most, take_fraction
 from mpp.loader import Batch, Share, Subset, View, eval_loader, train_loader
-from mpp.loop import (
-    Outcome,
-    how_to_resume,
-    images_seen,
-    prepare_output,
-    readable,
-    share_of,
-    to_device,
-    train,
-    workers_of,
-)
+from mpp.loop import Outcome, how_to_resume, images_seen, prepare_output, readable, share_of, to_device, train
+from mpp.machine import workers_of
 from mpp.models import MaskedPatchModel, build_vit
 from mpp.pack_cache import packed_if_small
 from mpp.quick_probe import QuickProbe

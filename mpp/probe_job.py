@@ -18,7 +18,8 @@ from mpp.errors import UserError
 from mpp.images import Images
 from mpp.labelled import at_most, draw_labels, hold_out, open_labelled
 from mpp.loader import eval_loader, no_draws
-from mpp.loop import prepare_output, readable, workers_of
+from mpp.loop import prepare_output, readable
+from mpp.machine import workers_of
 from mpp.models import digest_of, downstream_vit
 from mpp.probes import (
     FEW_SHOT_PENALTY,

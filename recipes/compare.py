@@ -15,7 +15,7 @@ def main(args: list[str] | None = None) -> Path | None:
     check_compare(config)
 
     from mpp.compare_job import run_comparison  # heavy imports come after --help and the checks
-    from mpp.loop import start_accelerator
+    from mpp.machine import start_accelerator
 
     accelerator = start_accelerator(config.finetune.train.precision)
     output = run_comparison(config, accelerator)

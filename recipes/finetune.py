@@ -15,7 +15,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     check_finetune(config)
 
     from mpp.finetune_job import run_evaluation, run_finetuning  # heavy imports come after --help and the checks
-    from mpp.loop import start_accelerator
+    from mpp.machine import start_accelerator
 
     accelerator = start_accelerator(config.train.precision)
     result = (run_evaluation if config.eval_only else run_finetuning)(config, accelerator)

@@ -12,7 +12,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     config = parse(LinearProbe, args)
     check_probe(config)
 
-    from mpp.loop import start_accelerator  # heavy imports come after --help and the checks
+    from mpp.machine import start_accelerator  # heavy imports come after --help and the checks
     from mpp.probe_job import run_probe
 
     accelerator = start_accelerator(config.precision)

@@ -15,7 +15,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     check_labelled(config)
 
     from mpp.finetune_job import run_supervised  # heavy imports come after --help and the checks
-    from mpp.loop import start_accelerator
+    from mpp.machine import start_accelerator
 
     accelerator = start_accelerator(config.train.precision)
     result = run_supervised(config, accelerator)

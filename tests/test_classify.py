@@ -17,7 +17,8 @@ from mpp import Classifier, ViT
 from mpp.augment import mixed, randaugmented
 from mpp.config import FineTuneOptim, Optim
 from mpp.errors import UserError
-from mpp.loop import running_mean, start_accelerator
+from mpp.loop import running_mean
+from mpp.machine import start_accelerator
 from mpp.models import load_classifier
 from mpp.optim import build_optimizer
 from mpp.predictions import Predictions, rank_of

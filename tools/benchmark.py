@@ -34,7 +34,7 @@ from mpp.errors import UserError, run_command
 from mpp.flops import flops_an_image, peak_flops
 from mpp.images import load_images
 from mpp.loader import Share, View, no_draws, train_loader
-from mpp.loop import use_the_cpu_well as use_cpu_well
+from mpp.machine import use_the_cpu_well as use_cpu_well
 from mpp.models import MaskedPatchModel
 from mpp.packing import pack
 from mpp.targets import make_target

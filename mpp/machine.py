@@ -1,0 +1,101 @@
+"""The machine that a command runs on: devices, processes, precision, threads and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+from torch import distributed
+
+from mpp import sharding
+from mpp.config import Data
+from mpp.errors import UserError
+
+PREPARING = timedelta(hours=2)  # in which one process may prepare a large set, and the others wait
+TRAINING = timedelta(minutes=10)  # in which a checkpoint must be written
+
+
+def start_accelerator(precision: str) -> Accelerator:
+    """Set up devices, processes and precision, and say which they are.
+
+    Several processes on a machine without an accelerator form one gloo group: Accelerate has to be told (`cpu=True`),
+    or each would train alone and write the same files.
+    """
+    bf16 = precision == "bf16" or (
+        precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    plugin = sharding.asked_for()
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available() and world_size > 1,
+        fsdp_plugin=plugin,
+        mixed_precision="bf16" if bf16 else "no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(1, sync_with_dataloader=False),  # `train` says how many
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(logging_dir="."),  # `Records` says where
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PREPARING)],
+    )
+    if accelerator.num_processes != world_size:
+        raise UserError(f"{world_size} processes were launched, but {accelerator.num_processes} found each other")
+    where = accelerator.device.type
+    hint = ""
+    if where == "cpu":
+        use_the_cpu_well()
+        if plugin:
+            sharding.shard_on_cpu(accelerator, plugin)
+        where = f"the CPU with {torch.get_num_threads()} threads each"
+        has_bf16 = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        if has_bf16 != bf16:
+            faster = "bf16" if has_bf16 else "fp32"
+            hint = f" (this CPU is faster in {faster}: precision {faster})"
+    elif where == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32: several times as fast
+    how = ("bf16" if bf16 else "fp32") + (", sharded by FSDP2" if accelerator.is_fsdp2 else "")
+    accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {how}{hint}")
+    return accelerator
+
+
+def dtype_of(accelerator: Accelerator) -> torch.dtype:
+    """What matrices are multiplied in."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
+def wait_at_most(time: timedelta) -> None:
+    """How long a process waits for the others from now on before it takes them for dead."""
+    if distributed.is_initialized():
+        getattr(distributed, "set_timeout", distributed.distributed_c10d._set_pg_timeout)(time)
+
+
+def workers_of(data: Data, accelerator: Accelerator) -> int:
+    """Processes that decode: --data.workers, or none beside training on a CPU, else one a core, at most 8."""
+    if data.workers is not None:
+        return data.workers
+    return 0 if accelerator.device.type == "cpu" else min(8, cores_a_process())
+
+
+def cores_a_process() -> int:
+    """CPU cores there are for each process on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def use_the_cpu_well() -> None:
+    """Threads and memory for training on a CPU.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nothing else is said, which halves the speed on two
+    cores; a larger number is somebody's wish and stays. Keeping freed blocks of memory instead of giving them back to
+    the system after every tensor saves page faults: 10 to 30 % of a step of the nano model at batch 256 (glibc only).
+    """
+    if int(os.environ.get("OMP_NUM_THREADS", 1)) == 1:
+        torch.set_num_threads(cores_a_process())
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+            libc.mallopt(m_mmap_threshold, 1 << 30)
+            libc.mallopt(m_trim_threshold, (1 << 31) - 1)
