@@ -27,15 +27,7 @@ def check(config: Any) -> None:
         "--eval.batch-size": config.eval.batch_size,
         "--optim.lr": optim.lr,
         "--optim.lr-batch-size": optim.lr_batch_size,
-        "--data.fraction": data.fraction,
-        "--data.labels": getattr(data, "labels", None),
-        "--model.img-size": model.img_size,
-        "--model.patch-size": model.patch_size,
-        "--model.mlp-ratio": model.mlp_ratio,
-        "--model.depth": model.depth,
-        "--model.embed-dim": model.embed_dim,
-        "--model.num-heads": model.num_heads,
-    }
+    } | _amounts(config)
     not_negative = {
         "--optim.weight-decay": optim.weight_decay,
         "--optim.warmup-steps": optim.warmup_steps,
@@ -130,15 +122,7 @@ def check_probe(config: LinearProbe) -> None:
         "--probe.neighbours": config.probe.neighbours,
         "--probe.eval-images": config.probe.eval_images,
         "--batch-size": config.batch_size,
-        "--data.fraction": config.data.fraction,
-        "--data.labels": config.data.labels,
-        "--model.img-size": model.img_size,
-        "--model.patch-size": model.patch_size,
-        "--model.mlp-ratio": model.mlp_ratio,
-        "--model.depth": model.depth,
-        "--model.embed-dim": model.embed_dim,
-        "--model.num-heads": model.num_heads,
-    }
+    } | _amounts(config)
     shares = {
         "--data.fraction": config.data.fraction,
         "--model.dropout": model.dropout,
@@ -163,6 +147,21 @@ def check_compare(config: Compare) -> None:
     check_pretrain(like(Pretrain, config.pretrain))
     check_finetune(like(FineTune, config.finetune))
     check_probe(LinearProbe(probe=config.probe, data=like(LabelledData, config.data)))
+
+
+def _amounts(config: Any) -> dict[str, Any]:
+    """How much of the data, and how large a model: options that every command but the comparison has."""
+    data, model = config.data, config.model
+    return {
+        "--data.fraction": data.fraction,
+        "--data.labels": getattr(data, "labels", None),
+        "--model.img-size": model.img_size,
+        "--model.patch-size": model.patch_size,
+        "--model.mlp-ratio": model.mlp_ratio,
+        "--model.depth": model.depth,
+        "--model.embed-dim": model.embed_dim,
+        "--model.num-heads": model.num_heads,
+    }
 
 
 def _refuse_huge(config: Any) -> None:

@@ -16,10 +16,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
