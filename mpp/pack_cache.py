@@ -38,9 +38,11 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # of several processes and machines, one packs
-            if why_not.exists() or not _has_room(folder, len(images) * size[0] * size[1] * 3):
+            if why_not.exists():
                 return images
             if not path.exists():
+                if not _has_room(folder, len(images) * size[0] * size[1] * 3):
+                    return images
                 print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
                 try:
                     pack({images.split: images}, path, path.stem, labels=False, only_size=size)
