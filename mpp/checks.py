@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpp.config import Compare, FineTune, LabelledData, LinearProbe, Pretrain, Supervised, flat, height_width, like
-from mpp.errors import UserError
+from mpp.errors import UserError, renamed
 
 
 def check(config: Any) -> None:
@@ -48,15 +48,19 @@ def check(config: Any) -> None:
     _refuse(shares, lambda value: 0 <= value <= 1, "must be in 0..1")
     _refuse({"--optim.betas": optim.betas}, lambda beta: 0 <= beta < 1, "must each be at least 0 and below 1")
     _refuse({"--train.average": train.average}, lambda decay: 0 <= decay < 1, "must be at least 0 and below 1")
-    p = model.patch_size
-    fresh = getattr(config, "init", "scratch") == "scratch"  # weights bring their own patch size
     if config.augment.scale[0] > config.augment.scale[1]:
         raise UserError(f"--augment.scale {config.augment.scale} must be the smallest share, then the largest")
-    for side in height_width(model.img_size) if fresh and model.img_size is not None else ():
-        if side < p or side % p:
-            near = sorted({max(1, side // p) * p, (side // p + 1) * p})
+    if getattr(config, "init", "scratch") == "scratch":  # weights bring their own patch size
+        refuse_cut_patches(model.img_size, model.patch_size)
+
+
+def refuse_cut_patches(img_size: int | tuple[int, int] | None, patch_size: int) -> None:
+    """Raise UserError if images of a size do not divide into patches."""
+    for side in height_width(img_size) if img_size is not None else ():
+        if side < patch_size or side % patch_size:
+            near = sorted({max(1, side // patch_size) * patch_size, (side // patch_size + 1) * patch_size})
             raise UserError(
-                f"--model.img-size {side} is not a multiple of --model.patch-size {p}; "
+                f"--model.img-size {side} is not a multiple of the patch size (--model.patch-size), {patch_size}; "
                 f"the nearest that are: {', '.join(map(str, near))}"
             )
 
@@ -144,8 +148,10 @@ def check_compare(config: Compare) -> None:
             raise UserError(f"{option} must be one or more, each given once")
     _refuse({"--probe-labels": config.probe_labels}, lambda count: count > 0, "must be above 0")
     _refuse({"--seeds": config.seeds}, lambda seed: seed >= 0, "must not be negative")
-    check_pretrain(like(Pretrain, config.pretrain))
-    check_finetune(like(FineTune, config.finetune))
+    with renamed("--", "--pretrain."):
+        check_pretrain(like(Pretrain, config.pretrain))
+    with renamed("--", "--finetune."):
+        check_finetune(like(FineTune, config.finetune, init="of an arm"))
     check_probe(LinearProbe(probe=config.probe, data=like(LabelledData, config.data)))
 
 

@@ -34,14 +34,14 @@ from mpp.config import (
     parse,
     write_toml,
 )
-from mpp.errors import UserError
+from mpp.errors import UserError, renamed
 from mpp.finetune_job import run_finetuning, run_supervised
 from mpp.images import Images
-from mpp.labelled import open_labelled
+from mpp.labelled import open_fitted, open_labelled
 from mpp.loop import named_folder, share_of
-from mpp.models import build_vit, digest_of, exported, load_backbone, refuse_shape_options
+from mpp.models import build_vit, digest_of, fitted, load_backbone, refuse_shape_options
 from mpp.pretrain_job import run_pretraining
-from mpp.probe_job import probe_layers, run_probe
+from mpp.probe_job import probe_layers, refuse_more_shots_than_images, run_probe
 from mpp.records import read_metrics, refuse_other_options
 from mpp.report import Comparison, Finding, write_report
 
@@ -98,7 +98,6 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
         config.data.label_column = "count"  # of another kind than colours, and than the shape, supervised's default
     with accelerator.main_process_first():
         images = open_downstream(config)
-    config.probe_labels = min(config.probe_labels, len(images))
     counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
     arms = arms_of(config, output)
     check_ahead(config, arms, accelerator)
@@ -137,6 +136,7 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
         layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
         found = Comparison(
             config=config,
+            classes=len(images.label_names or []),
             arms=[arm.name for arm in arms],
             findings=[*probe_findings(probes), *tuning_findings(tunings)],
             costs=[cost_of(arm.name, arm.init, config, len(images.label_names or [])) for arm in arms],
@@ -172,6 +172,13 @@ def open_downstream(config: Compare) -> Images:
     for labels in config.labels:
         if labels != "all" and not classes <= int(labels) <= len(images):
             raise UserError(f"--labels {labels} must be from {classes} (one a class) to {len(images):,}")
+    config.probe_labels = min(config.probe_labels, len(images))
+    if config.probe_labels < classes:
+        raise UserError(f"--probe-labels {config.probe_labels} must be at least {classes}, one a class")
+    for seed in config.seeds:
+        refuse_more_shots_than_images(
+            config.probe, open_fitted(like(LabelledData, config.data, labels=config.probe_labels), size, seed)
+        )
     return images
 
 
@@ -184,20 +191,29 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
             f"same where an arm is pretrained here"
         )
     for arm in arms:
-        if not arm.pretraining and arm.init != "scratch":
-            exported(arm.init, "backbone")
-        elif isinstance(arm.pretraining and arm.pretraining.config, Supervised):
-            piece: Any = arm.pretraining
+        if arm.pretraining or arm.init == "scratch":
+            vit = build_vit(config.pretrain.model)
+        else:
+            with renamed("--init", {"MPP": "--mpp", "supervised": "--supervised"}.get(arm.name, "--others")):
+                vit = load_backbone(arm.init)
+        with renamed("--model", "--finetune.model"):
+            fitted(vit, config.finetune.model.img_size)
+        probe_layers(config.probe.layer, vit.depth)
+        if arm.pretraining and isinstance(supervised := arm.pretraining.config, Supervised):
             try:
-                open_labelled(piece.config.data, height_width(piece.config.model.img_size), seed=0)
+                with renamed("--data", "--pretrain.data"):
+                    open_labelled(supervised.data, height_width(supervised.model.img_size), seed=0)
             except UserError as error:
                 raise UserError(
                     f"the supervised arm cannot be trained: {error}; --supervised none leaves it out"
                 ) from error
-    refuse_shape_options("a backbone that is fine-tuned", config.finetune.model)
-    probe_layers(config.probe.layer, build_vit(config.pretrain.model).depth)
-    share_of(config.pretrain.train, accelerator)
-    refuse_odd_pairs(config.finetune.augment, share_of(config.finetune.train, accelerator))
+    with renamed("--model", "--finetune.model"):
+        refuse_shape_options("a backbone that is fine-tuned", config.finetune.model)
+    if any(arm.pretraining for arm in arms):
+        with renamed("--", "--pretrain."):
+            share_of(config.pretrain.train, accelerator)
+    with renamed("--", "--finetune."):
+        refuse_odd_pairs(config.finetune.augment, share_of(config.finetune.train, accelerator))
 
 
 def adopt(config: Compare) -> None:
@@ -258,6 +274,7 @@ def supervised_piece(config: Compare, output: Path) -> Piece:
         optim=from_mpp.optim,
         train=like(LabelledTrain, from_mpp.train),
         eval=like(LabelledEval, from_mpp.eval),
+        seed=from_mpp.seed,
         output=str(folder),
         resume=True,
     )
@@ -307,20 +324,21 @@ def learning_curve(piece: Piece) -> list[tuple[int, float]]:
 def probe_findings(probes: dict[tuple[str, int], Piece]) -> Iterator[Finding]:
     """What the probes of frozen features found."""
     for (arm, seed), piece in probes.items():
-        result = piece.result()
+        options: Any = piece.config
+        result, labels = piece.result(), options.data.labels  # asked for: unreadable images may be missing
         for name, title in {
             "top1": "logistic regression",
             "ridge_top1": "ridge regression",
             "knn_top1": "k-NN",
         }.items():
-            yield Finding(arm, title, result["labels"], seed, result[f"eval/{name}"])
+            yield Finding(arm, title, labels, seed, result[f"eval/{name}"])
         for name, value in result.items():
             if name.startswith("eval/few_shot") and name.endswith("_top1"):
                 shots = int(name.split("_")[2])
                 yield Finding(
                     arm, f"{shots} label{'s' if shots > 1 else ''} a class", shots * result["classes"], seed, value
                 )
-        yield Finding(arm, "effective rank", result["labels"], seed, result["effective_rank"])
+        yield Finding(arm, "effective rank", labels, seed, result["effective_rank"])
 
 
 def tuning_findings(tunings: dict[tuple[str, int, int], Piece]) -> Iterator[Finding]:

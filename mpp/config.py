@@ -57,6 +57,14 @@ class LabelledData(Data):
 
 
 @dataclass
+class ComparedData(Data):
+    """The labelled set that the arms are judged on."""
+
+    eval_split: str | None = None
+    """The split to be measured on. Default: test, else validation."""
+
+
+@dataclass
 class PretrainData(Data):
     """Where the images come from, and what is predicted."""
 
@@ -411,6 +419,8 @@ class ArmPretraining:
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=lambda: Train(steps=800))
     eval: PretrainEval = field(default_factory=lambda: PretrainEval(every=200))
+    seed: int = 0
+    """Of pretraining: weights, order, augmentation, corruption, and which --pretrain.data.fraction."""
 
 
 @dataclass
@@ -441,7 +451,7 @@ class Compare:
     """A run of recipes/supervised.py, likewise; `none` leaves it out. Default: trained here, as --mpp was."""
     others: tuple[str, ...] = ()
     """Further backbones to compare, each as NAME=INIT."""
-    data: Data = field(default_factory=Data)
+    data: ComparedData = field(default_factory=ComparedData)
     """The labelled set to fine-tune on. Of `shapes` the count is told; supervised pretraining learns the shape."""
     labels: tuple[str, ...] = ("100", "1000")
     """Numbers of training labels to fine-tune with, evenly over the classes; `all` is one."""

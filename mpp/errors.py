@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -15,6 +16,15 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return " ".join(super().__str__().splitlines())  # one line, whatever was given as a value
+
+
+@contextmanager
+def renamed(option: str, here: str) -> Iterator[None]:
+    """Have a UserError name an option (or a part of its name) as the command at hand calls it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(option, here)) from error
 
 
 def run_command(main: Callable[[], object]) -> NoReturn:

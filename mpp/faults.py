@@ -21,6 +21,10 @@ from mpp.loader import Batch, Share
 from mpp.records import writing
 
 
+class Diverged(UserError):
+    """A loss or gradient was no finite number."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What a step came to in this process: still on the device, so that noting it does not wait."""

@@ -14,11 +14,13 @@ from accelerate.utils import set_seed
 
 from mpp.classify_job import ClassifyJob, closing_summary, predict_set, refuse_odd_pairs, write_result
 from mpp.config import FineTune, Supervised, height_width, write_toml
+from mpp.errors import UserError
+from mpp.faults import Diverged
 from mpp.images import Images
 from mpp.labelled import at_most, hold_out, open_labelled, open_measured
 from mpp.loader import Subset
-from mpp.loop import Outcome, how_to_resume, images_seen, prepare_output, share_of, train
-from mpp.models import Classifier, build_vit, digest_of, downstream_vit, load_classifier, refuse_shape_options
+from mpp.loop import Outcome, gather_dicts, how_to_resume, images_seen, prepare_output, share_of, train
+from mpp.models import Classifier, build_vit, digest_of, downstream_vit, fitted, load_classifier, refuse_shape_options
 from mpp.predictions import draw_confusion, export
 from mpp.records import Records, finish, refuse_other_options
 from mpp.vit import ViT
@@ -88,8 +90,7 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     output = prepare_output(config, "evaluate", False, accelerator)
     refuse_shape_options(config.init, config.model)
     model = load_classifier(config.init)
-    if config.model.img_size is not None:
-        model.vit.resize(height_width(config.model.img_size))
+    fitted(model.vit, config.model.img_size)
     model.to(accelerator.device).eval()
     records = Records(output, accelerator, config)
     records.open(0, "eval/top1")
@@ -97,6 +98,7 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         images = at_most(open_measured(config.data, model.vit.img_size), config.eval.images)
     unreadable: dict[str, str] = {}
     predictions = predict_set(model, images, config, accelerator, unreadable)
+    unreadable = gather_dicts(accelerator, unreadable)
     metrics = {f"eval/{name}": value for name, value in predictions.metrics().items()}
     result: dict[str, Any] = dict(metrics)
     if accelerator.is_main_process:
@@ -118,28 +120,37 @@ def try_learning_rates(
     config: FineTune, vit: ViT, images: Images, output: Path, accelerator: Accelerator
 ) -> dict[str, float] | None:
     """Top-1 on a fifth of the training labels for each rate of --optim.lr-grid, trained on the others as long as the
-    final run will be. Rates that an interrupted run has tried are not tried again. None if a signal said to stop."""
+    final run will be; 0 where training diverged. Rates that an interrupted run has tried are not tried again. None if a
+    signal said to stop."""
     rest, held = hold_out(images.labels(range(len(images))), config.seed)
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, Any]] = {}
     for lr in config.optim.lr_grid:
         folder = output / "lr_grid" / f"{lr:g}"
         trial = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, lr_grid=()), resume=True)
         refuse_other_options(folder, trial, remade=True)
         if (folder / "result.json").exists():
-            found[f"{lr:g}"] = json.loads((folder / "result.json").read_text())["eval/top1"]
+            found[f"{lr:g}"] = json.loads((folder / "result.json").read_text())
             continue
-        accelerator.print(f"--optim.lr {lr:g}, measured on {len(held):,} held-out training labels:")
+        measured = at_most(Subset(images, held), config.eval.images)
+        accelerator.print(f"--optim.lr {lr:g}, measured on {len(measured):,} held-out training labels:")
         set_seed(config.seed)
-        outcome, _ = _train(
-            trial, copy.deepcopy(vit), "linear", Subset(images, rest), Subset(images, held), folder, accelerator
-        )
-        if outcome.stopped:
-            accelerator.print(how_to_resume("recipes/finetune.py", outcome, output))
-            return None
-        found[f"{lr:g}"] = outcome.metrics["eval/top1"]
+        try:
+            outcome, _ = _train(
+                trial, copy.deepcopy(vit), "linear", Subset(images, rest), measured, folder, accelerator
+            )
+        except Diverged as error:  # a grid is there to find out which rates are too high
+            accelerator.print(f"--optim.lr {lr:g} is too high: {error}")
+            found[f"{lr:g}"] = {"eval/top1": 0.0, "diverged": str(error)}
+        else:
+            if outcome.stopped:
+                accelerator.print(how_to_resume("recipes/finetune.py", outcome, output))
+                return None
+            found[f"{lr:g}"] = outcome.metrics
         if accelerator.is_main_process:
-            finish(folder, trial, outcome.metrics)
-    return found
+            finish(folder, trial, found[f"{lr:g}"])
+    if all("diverged" in result for result in found.values()):
+        raise UserError(f"training diverged at every rate of --optim.lr-grid ({', '.join(found)}); give lower ones")
+    return {lr: result["eval/top1"] for lr, result in found.items()}
 
 
 def _train(

@@ -69,11 +69,15 @@ def load_images(
     """
     if path == "shapes":
         if split not in SPLITS:
-            raise UserError(f"shapes has no split {split!r}; it has: {', '.join(SPLITS)}")
+            raise UserError(
+                f"shapes has no split {split!r}; it has: {', '.join(SPLITS)} (--data.split, --data.eval-split)"
+            )
         if label_column not in (None, *LABELS):
             raise UserError(f"shapes has no label column {label_column!r}; it has: {', '.join(LABELS)}")
         return Shapes(split, size, label_column or "shape")
     if is_packed(path):
+        if image_column or label_column:
+            raise UserError(f"{path} is packed, with the image and label that it was packed with: name columns there")
         return PackedImages(path, split)
     return TableImages(_load_table(path, split), path, split, image_column, label_column)
 
@@ -118,7 +122,8 @@ class TableImages:
         column = pick_column(table, self._named_label, "label")
         if not column or (self._named_label is None and _names_splits(table.features[column])):
             return None
-        return LabelColumn.of(table.select_columns(column), column, self.path)
+        labels = LabelColumn.of(table.select_columns(column), column, self.path)
+        return labels if labels.filled else None
 
     @property
     def fingerprint(self) -> str:
@@ -141,7 +146,10 @@ class TableImages:
         values = self._labels.values(indices)
         if None in values:
             where = self.where(indices[values.index(None)])
-            raise UserError(f"{where} has no label (column {self._labels.column})")
+            raise UserError(
+                f"{where} has no label (column {self._labels.column}); name another split (--data.split, "
+                f"--data.eval-split) or column (--data.label-column)"
+            )
         return np.asarray(values, dtype=np.int64)
 
     def where(self, index: int) -> str:
@@ -169,10 +177,19 @@ class LabelColumn:
         values = _values_in_all_splits(path, column)
         return cls(table, column, [str(v) for v in values], {value: number for number, value in enumerate(values)})
 
+    @property
+    def filled(self) -> bool:
+        """Whether there is a label at all: test splits of published sets often have the column, and nothing in it."""
+        return any(self._number(value) is not None for value in self.table.unique(self.column))
+
     def values(self, indices: Sequence[int]) -> list[int | None]:
         """Class numbers of rows, None where there is no label."""
-        found = list(self.table[list(map(int, indices))][self.column])
-        return found if self.class_of is None else [None if v is None else self.class_of[v] for v in found]
+        return [self._number(value) for value in self.table[list(map(int, indices))][self.column]]
+
+    def _number(self, value: Any) -> int | None:
+        if self.class_of is not None:
+            return None if value is None else self.class_of[value]
+        return None if value is None or value < 0 else value  # -1 is how `datasets` marks a missing ClassLabel
 
 
 def _load_table(path: str, split: str) -> Dataset:

@@ -15,6 +15,11 @@ from mpp.streams import NO_LABELS, is_stream
 
 def open_labelled(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> tuple[Images, Images]:
     """The labelled images to fit on (`open_fitted`), and those to be measured on (`open_measured`)."""
+    if data.eval_split == data.split:
+        raise UserError(
+            f"--data.eval-split {data.eval_split} is the split that is trained on, too (--data.split): an accuracy on "
+            f"images that were learnt says nothing; name another"
+        )
     train, test = open_fitted(data, size, seed, seen), open_measured(data, size)
     if train.label_names != test.label_names:
         raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
@@ -52,9 +57,15 @@ def open_measured(data: Data, size: tuple[int, int]) -> Images:
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     splits = split_names(data.path)
     spare = [name for name in ("test", "validation") if name in splits and name != data.split]
-    if not (split := data.eval_split or next(iter(spare), None)):
-        raise UserError(f"--data.path {data.path} has only the split {data.split}; name another with --data.eval-split")
-    images = _open(data, split, size)
+    if not (candidates := [data.eval_split] if data.eval_split else spare):
+        others = [name for name in splits if name != data.split]
+        raise UserError(
+            f"--data.path {data.path} has no split test or validation to be measured on"
+            + (f"; name one of {', '.join(others)} with --data.eval-split" if others else "; put images into one")
+        )
+    images = _open(data, candidates[0], size)
+    if not images.label_names and len(candidates) > 1:  # as the test splits of many published sets
+        images = _open(data, candidates[1], size)
     _label_names(images, data)
     return images
 

@@ -9,6 +9,7 @@ import copy
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ from mpp import checkpoints, sharding
 from mpp.clock import Clock
 from mpp.config import Train
 from mpp.errors import UserError
-from mpp.faults import Finiteness, Step, find_parts, out_of_memory_told, what_to_lower
+from mpp.faults import Diverged, Finiteness, Step, find_parts, out_of_memory_told, what_to_lower
 from mpp.flops import peak_flops
 from mpp.loader import Batch, Share
 from mpp.machine import PREPARING, TRAINING, dtype_of, wait_at_most
@@ -232,7 +233,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
 
     def refuse_broken_steps() -> None:
         if broken := finiteness.first_broken():
-            raise UserError(
+            raise Diverged(
                 f"{finiteness.save(broken)}; a lower --optim.lr (now {used_lr:.2g}) or more --optim.warmup-steps may "
                 f"help, or --train.on-nonfinite skip; --resume goes back to the last checkpoint, with --resume-anyway "
                 f"and other options of the optimiser, too"
@@ -245,7 +246,12 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
         )
 
     model.train()
-    with StopSignals() as stop, bar, out_of_memory_told(doing, what_to_lower(share), accelerator.device):
+    with (
+        closing(records),
+        StopSignals() as stop,
+        bar,
+        out_of_memory_told(doing, what_to_lower(share), accelerator.device),
+    ):
         batches = iter(loader)
         for step in range(first + 1, options.steps + 1):
             seed_dropout(config.seed, step, accelerator.process_index)
@@ -276,7 +282,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
             lr.step()
             skips, skips_in_a_row = skips + skipped, (skips_in_a_row + 1) * skipped
             if skips_in_a_row > options.max_skips:
-                raise UserError(
+                raise Diverged(
                     f"more than --train.max-skips {options.max_skips} steps in a row had a loss or gradient that is no "
                     f"finite number, the last is step {step} (see {output}/nonfinite_*.json); a lower --optim.lr (now "
                     f"{used_lr:.2g}) may help; --resume goes back to the last checkpoint"
@@ -314,10 +320,9 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
                 save(step, needed=last or outcome.stopped)
             if outcome.stopped:
                 break
+        if outcome.step == first and not outcome.stopped:  # resumed after the last step: nothing was left to train
+            outcome.metrics = evaluate(outcome.step)
 
-    if outcome.step == first and not outcome.stopped:  # resumed after the last step: nothing was left to train
-        outcome.metrics = evaluate(outcome.step)
-    records.close()
     outcome.seconds = before + clock.total()
     outcome.unreadable = gather_dicts(accelerator, outcome.unreadable | job.unreadable)
     return outcome

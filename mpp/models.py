@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
+from mpp.checks import refuse_cut_patches
 from mpp.config import DownstreamModel, Model, height_width
 from mpp.corrupt import Corruption, corrupt
 from mpp.errors import UserError
@@ -110,8 +111,13 @@ def downstream_vit(init: str, model: DownstreamModel) -> ViT:
     if init == "scratch":
         return build_vit(dataclasses.replace(model, img_size=model.img_size or 32))
     refuse_shape_options(init, model)
-    size = None if model.img_size is None else height_width(model.img_size)
-    return load_backbone(init, size, dropout=model.dropout, drop_path=model.drop_path)
+    return fitted(load_backbone(init, dropout=model.dropout, drop_path=model.drop_path), model.img_size)
+
+
+def fitted(vit: ViT, img_size: int | tuple[int, int] | None) -> ViT:
+    """An encoder at --model.img-size, if that is given. Raises UserError if it does not divide into its patches."""
+    refuse_cut_patches(img_size, vit.patch_size)
+    return vit if img_size is None else vit.resize(height_width(img_size))
 
 
 def refuse_shape_options(init: str, model: DownstreamModel) -> None:
@@ -134,14 +140,14 @@ def _digest(weights: Path, written: int) -> str:
     return sha256_of(weights)  # once for each time that they were written: a comparison asks again and again
 
 
-def load_backbone(init: str, img_size: tuple[int, int] | None = None, **options: float) -> ViT:
-    """A trained encoder from a run's folder, an exported backbone's folder or a hub id, fitted to `img_size`.
+def load_backbone(init: str, **options: Any) -> ViT:
+    """A trained encoder from a run's folder, an exported backbone's folder or a hub id.
 
     `options` (dropout, drop_path) take the place of those it was trained with. Raises UserError if there is none.
     """
     folder = exported(init, "backbone")
     try:
-        return ViT.from_pretrained(folder, img_size=img_size, **options)
+        return ViT.from_pretrained(folder, **options)
     except Exception as error:
         raise UserError(f"--init {init}: no backbone could be loaded from it ({_first_line(error)})") from error
 

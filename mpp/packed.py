@@ -46,11 +46,12 @@ class PackedImages:
     def __init__(self, path: str, split: str) -> None:
         header = read_header(path)
         if split not in header["splits"]:
-            raise UserError(f"{path} has no split {split!r}; it has: {', '.join(header['splits'])}")
+            splits = ", ".join(header["splits"])
+            raise UserError(f"{path} has no split {split!r}; it has: {splits} (--data.split, --data.eval-split)")
         self.path, self.split = path, split
-        self.label_names: list[str] | None = header["label_names"]
-        self.source: str = header["source"]
         self.part = PackedSplit(**header["splits"][split])
+        self.label_names: list[str] | None = None if self.part.labels is None else header["label_names"]
+        self.source: str = header["source"]
         self._read = 0
 
     @cached_property

@@ -18,7 +18,7 @@ from mpp.errors import UserError
 from mpp.images import Images
 from mpp.labelled import at_most, draw_labels, hold_out, open_labelled
 from mpp.loader import eval_loader, no_draws
-from mpp.loop import prepare_output, readable
+from mpp.loop import gather_dicts, prepare_output, readable
 from mpp.machine import workers_of
 from mpp.models import digest_of, downstream_vit
 from mpp.probes import (
@@ -52,11 +52,11 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
         train, test = open_labelled(config.data, vit.img_size, config.seed)
     test = at_most(test, config.probe.eval_images)
     classes = len(train.label_names or [])
-    if config.probe.shots != Probe().shots:  # of the default ones, those that are too many are left out
-        refuse_more_shots_than_images(config.probe.shots, train)
+    refuse_more_shots_than_images(config.probe, train)
     unreadable: dict[str, str] = {}
     x, y = features_of(train, vit, layers, config, accelerator, unreadable)
     test_x, test_y = features_of(test, vit, layers, config, accelerator, unreadable)
+    unreadable = gather_dicts(accelerator, unreadable)
     if not accelerator.is_main_process:
         return {}
 
@@ -79,8 +79,11 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     return result
 
 
-def refuse_more_shots_than_images(shots: Sequence[int], images: Images) -> None:
+def refuse_more_shots_than_images(probe: Probe, images: Images) -> None:
     """Raise UserError if a class has fewer images than labels a class are asked for."""
+    shots = probe.shots
+    if shots == Probe().shots:  # of the default ones, those that are too many are left out
+        return
     counts = np.bincount(images.labels(range(len(images))), minlength=len(images.label_names or []))
     if max(shots) > counts.min():
         name = (images.label_names or [])[int(counts.argmin())]

@@ -53,6 +53,7 @@ class Comparison:
     """All that a report tells of."""
 
     config: Compare
+    classes: int
     arms: list[str]
     findings: list[Finding]
     costs: list[Cost]
@@ -114,8 +115,7 @@ def write_report(output: Path, found: Comparison) -> str:
     (output / "plots").mkdir(parents=True, exist_ok=True)
     config, arms, findings = found.config, found.arms, found.findings
     counts = sorted({f.labels for f in findings if f.protocol == FINE_TUNED})
-    classes = len(next(iter(found.details.values()))[1])
-    verdicts = [verdict(findings, labels, classes) for labels in counts]
+    verdicts = [verdict(findings, labels, found.classes) for labels in counts]
     plots = {
         "accuracy.png": draw_accuracy(findings, arms, counts),
         "gain.png": draw_gain(findings, arms, counts),
@@ -130,7 +130,8 @@ def write_report(output: Path, found: Comparison) -> str:
 
     seeds = ", ".join(map(str, config.seeds))
     task = (
-        f"{config.data.path}{f', {config.data.label_column}' if config.data.label_column else ''} ({classes} classes)"
+        f"{config.data.path}{f', {config.data.label_column}' if config.data.label_column else ''} "
+        f"({found.classes} classes)"
     )
     tuned = table_of(findings, arms, [(FINE_TUNED, labels) for labels in counts])
     frozen = table_of(
@@ -294,9 +295,9 @@ def draw_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], arm
     figure = Figure(figsize=(3.6 * len(counts) + 1, 3.6), layout="constrained")
     for axes, labels in zip(figure.subplots(1, len(counts), squeeze=False, sharey=True)[0], counts, strict=True):
         for k, arm in enumerate(arms):
-            runs = [curve for (name, count, _), curve in curves.items() if (name, count) == (arm, labels)]
-            steps = [step for step, _ in runs[0]]
-            means = [100 * statistics.fmean(value for _, value in at) for at in zip(*runs, strict=True)]
+            runs = [dict(curve) for (name, count, _), curve in curves.items() if (name, count) == (arm, labels)]
+            steps = sorted(set.intersection(*(set(run) for run in runs)))  # at which all seeds were measured
+            means = [100 * statistics.fmean(run[step] for run in runs) for step in steps]
             axes.plot(steps, means, label=arm, marker=".", color=f"C{k}")
         axes.set(title=f"{labels:,} labels", xlabel="step")
         axes.grid(alpha=0.3)

@@ -113,8 +113,16 @@ def test_a_folder_with_fewer_classes_in_another_order_is_measured_by_their_names
 
 
 def test_two_processes_measure_exactly_what_one_measures(tuned, tmp_path):
-    options = ["--init", str(tuned), "--eval-only", "--data.path", "shapes", "--eval.images", "1003"]
-    options += ["--eval.batch-size", "64"]
+    folder = tmp_path / "set" / "test"
+    rng = np.random.default_rng(0)
+    for number in range(1005):
+        path = folder / ("disk", "star")[number % 2] / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    for damaged in (folder / "disk" / "0000.png", folder / "star" / "1003.png"):
+        damaged.write_bytes(b"no image")
+    options = ["--init", str(tuned), "--eval-only", "--data.path", str(tmp_path / "set"), "--data.eval-split", "test"]
+    options += ["--eval.batch-size", "64", "--data.on-error", "skip"]
     for name, launcher in (("one", None), ("two", two_processes())):
         file = str(tmp_path / f"{name}.csv")
         done = launch_file(
@@ -126,6 +134,7 @@ def test_two_processes_measure_exactly_what_one_measures(tuned, tmp_path):
         assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert one["eval_images"] == 1003
+    assert len(one["unreadable_images"]) == 2
     assert one.pop("seconds") > 0
     assert two.pop("seconds") > 0
     assert one == two
@@ -183,6 +192,22 @@ def test_learning_rates_are_tried_on_training_labels_and_the_best_is_used(tmp_pa
     assert trial["eval/top1"] == result["lr_grid_top1"]["0.003"]
     assert len(read_metrics(tmp_path / "run")) == 4
     assert list((tmp_path / "run" / "tensorboard").rglob("events*"))  # its own, beside those of the trials
+
+
+def test_a_rate_at_which_training_diverges_loses_to_the_others(tmp_path, capsys):
+    grid = ["--optim.name", "sgd", "--optim.clip-norm", "0", "--optim.lr-grid", "1e-3", "1e20"]
+    result = run(finetune, tmp_path / "run", *SHAPE, *grid)
+    assert result["lr"] == 1e-3
+    assert result["lr_grid_top1"]["1e+20"] == 0
+    assert "--optim.lr 1e+20 is too high: the loss is" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"diverged at every rate of --optim.lr-grid \(1e\+20, 1e\+25\)"):
+        run(finetune, tmp_path / "run2", *SHAPE, *grid[:-2], "1e20", "1e25")
+
+
+def test_a_size_that_cuts_patches_is_refused_with_those_that_do_not(tuned, tmp_path):
+    for more in (["--eval-only"], []):
+        with pytest.raises(UserError, match=r"--model.img-size 30 is not a multiple of the patch size .* 28, 32"):
+            run(finetune, tmp_path / "run", "--init", str(tuned), "--model.img-size", "30", *more)
 
 
 def test_a_backbone_trained_at_16_fine_tunes_at_24(backbone, tmp_path):

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from mpp.compare_job import adopt, supervised_piece
+from mpp.config import Compare
 from mpp.errors import UserError
-from mpp.report import Finding, difference, interval, verdict
+from mpp.report import Finding, difference, draw_curves, interval, verdict
 from recipes.compare import main
 from tests.test_pretrain import reset_accelerate
 
@@ -167,6 +169,30 @@ def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
     assert values["MPP"] == values["supervised"] == values["again"]
 
 
+def test_the_supervised_arm_learns_from_the_images_of_a_given_run(compared, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(compared / "pretrain" / "mpp", run)
+    file = run / "config.toml"
+    file.write_text(re.sub("(?m)^seed = 0$", "seed = 5", file.read_text()).replace("fraction = 1.0", "fraction = 0.5"))
+    config = Compare(mpp=str(run))
+    adopt(config)
+    supervised = supervised_piece(config, tmp_path).config
+    assert (supervised.seed, supervised.data.fraction) == (5, 0.5)
+
+
+def test_patches_of_a_given_backbone_decide_which_sizes_it_can_be_fine_tuned_at(compared, tmp_path):
+    given = ["--mpp", str(compared / "pretrain" / "mpp"), "--supervised", "none", "--dry-run"]
+    reset_accelerate()
+    with pytest.raises(UserError, match=r"--finetune.model.img-size 30 .* patch size .*, 4; .* 28, 32"):
+        main([*GIVEN, *given, "--finetune.model.img-size", "30", "--output", str(tmp_path / "none")])
+
+
+def test_learning_curves_are_drawn_at_the_steps_that_all_seeds_were_measured_at():
+    curves = {("MPP", 10, 0): [(2, 0.1), (4, 0.2)], ("MPP", 10, 1): [(1, 0.5), (2, 0.3), (3, 0.5), (4, 0.4)]}
+    line = draw_curves(curves, ["MPP"]).axes[0].lines[0]
+    assert line.get_xydata().tolist() == [[2, pytest.approx(20)], [4, pytest.approx(30)]]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -177,9 +203,16 @@ def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
         (["--mpp", "./nowhere"], "--mpp ./nowhere is no run"),
         (["--supervised", "./nowhere"], "name its run, too, with --mpp"),
         (["--finetune.train.precision", "bf16"], "must be the same where an arm is pretrained here"),
-        (["--others", "x=./typo"], "--init ./typo does not exist"),
+        (["--others", "x=./typo"], "--others ./typo does not exist"),
+        (["--others", "x=runs/typo"], "--others runs/typo: no backbone could be loaded from it"),
+        (["--probe-labels", "2"], "--probe-labels 2 must be at least 4"),
+        (["--probe.shots", "50"], "--probe.shots 50 is more than the 20 training images of class"),
+        (["--finetune.train.steps", "0"], "--finetune.train.steps 0 must be above 0"),
+        (["--pretrain.train.steps", "0"], "--pretrain.train.steps 0 must be above 0"),
+        (["--finetune.model.img-size", "30"], "--finetune.model.img-size 30 is not a multiple of the patch size"),
+        (["--pretrain.data.split", "nowhere"], "--pretrain.data.split, --pretrain.data.eval-split"),
         (["--probe.layer", "9"], "--probe.layer 9 is none of"),
-        (["--finetune.model.depth", "3"], r"--model\.depth is only for --init scratch"),
+        (["--finetune.model.depth", "3"], r"--finetune\.model\.depth is only for --init scratch"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, says):

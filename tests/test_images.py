@@ -7,15 +7,19 @@ import random
 import struct
 import zlib
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps, features
 
+from mpp.config import LabelledData
 from mpp.decode import Unreadable, open_image, pixels, size_as_seen
 from mpp.errors import UserError
 from mpp.images import load_images, split_names
+from mpp.labelled import open_labelled
+from mpp.packing import pack
 from mpp.shapes import LABELS, Shapes
 
 
@@ -208,6 +212,50 @@ def test_a_row_without_a_label_is_named_when_labels_are_asked_for(tmp_path):
     with pytest.raises(UserError) as error:
         images.labels([0, 1])
     assert "train row 1 has no label" in one_line(error)
+
+
+def as_classes(path, labels):
+    """Write parquet whose labels are a ClassLabel of `datasets`, in which -1 stands for no label."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [flat(value + 1) for value in range(len(labels))], "label": labels}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def test_a_class_number_of_minus_one_is_no_label(tmp_path):
+    as_classes(tmp_path / "train-0.parquet", [0, -1, 1])
+    with pytest.raises(UserError, match="train row 1 has no label"):
+        load_images(str(tmp_path)).labels(range(3))
+
+
+def test_a_split_in_which_nothing_is_labelled_is_not_measured_on(tmp_path):
+    for split, labels in {"train": [0, 1], "validation": [1, 0], "test": [-1, -1]}.items():
+        as_classes(tmp_path / f"{split}-0.parquet", labels)
+    assert load_images(str(tmp_path), "test").label_names is None
+    train, measured = open_labelled(LabelledData(path=str(tmp_path), cache=False), (8, 8), seed=0)
+    assert (train.labels(range(2)).tolist(), measured.labels(range(2)).tolist()) == ([0, 1], [1, 0])
+    with pytest.raises(UserError, match="has no labels"):
+        open_labelled(LabelledData(path=str(tmp_path), eval_split="test", cache=False), (8, 8), seed=0)
+
+    splits = {split: load_images(str(tmp_path), split) for split in ("train", "test")}
+    pack(splits, tmp_path / "set.mpp", "a source")
+    packed = {split: load_images(str(tmp_path / "set.mpp"), split).label_names for split in splits}
+    assert packed == {"train": ["a", "b"], "test": None}
+
+
+def test_no_accuracy_is_measured_on_the_images_that_are_learnt(tmp_path):
+    as_classes(tmp_path / "train-0.parquet", [0, 1])
+    with pytest.raises(UserError, match=r"--data.eval-split train is the split that is trained on, too"):
+        open_labelled(LabelledData(path=str(tmp_path), eval_split="train"), (8, 8), seed=0)
+    with pytest.raises(UserError, match="no split test or validation to be measured on; put images into one"):
+        open_labelled(LabelledData(path=str(tmp_path)), (8, 8), seed=0)
+
+
+def test_a_column_cannot_be_named_of_a_packed_file(tmp_path):
+    as_classes(tmp_path / "train-0.parquet", [0, 1])
+    pack({"train": load_images(str(tmp_path))}, tmp_path / "set.mpp", "a source")
+    with pytest.raises(UserError, match="is packed, with the image and label that it was packed with"):
+        load_images(str(tmp_path / "set.mpp"), label_column="kind")
 
 
 def test_columns_can_be_named(tmp_path):

@@ -348,7 +348,7 @@ def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, c
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--model.img-size", "30"], "--model.img-size 30 is not a multiple of --model.patch-size 4; the nearest"),
+        (["--model.img-size", "30"], "--model.img-size 30 is not a multiple of the patch size"),
         (["--model.num-heads", "3"], "the --model options do not go together"),
         (["--optim.betas", "1", "1"], "--optim.betas (1.0, 1.0)"),
         (["--train.steps", "0"], "--train.steps 0 must be above 0"),
