@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mpp import checkpoints, sharding
-from mpp.clock import Clock
+from mpp.clock import Clock, cuda_mark
 from mpp.config import Train
 from mpp.errors import UserError
 from mpp.faults import Diverged, Finiteness, Step, find_parts, out_of_memory_told, what_to_lower
@@ -178,13 +178,13 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     evaluated = whole or (average.module if average else bare)
     records = Records(output, accelerator, config)
     accelerator.wait_for_everyone()
-    wait_at_most(TRAINING)
     records.open(first, headline)
     loader = job.batches(share, first, resumed)
     positions: Positions = {}  # of this process's lanes; every batch of a stream brings them
     finiteness = Finiteness(output, accelerator, job.where)
     skips = skips_in_a_row = 0  # steps left out: since the last line of metrics, and the last in a row
-    clock = Clock(flops / peak_flops(accelerator.device, dtype_of(accelerator)) / accelerator.num_processes)
+    best = peak_flops(accelerator.device, dtype_of(accelerator)) * accelerator.num_processes
+    clock = Clock(flops / best, cuda_mark if accelerator.device.type == "cuda" else None)
     outcome = Outcome(first, {}, 0.0, stopped=False, model=evaluated)
     bar = tqdm(
         total=options.steps,
@@ -289,6 +289,8 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
                 )
             if average and not skipped:
                 average.update_parameters(bare)
+            if step == first + 1:  # which may have compiled the model, and read a stream up to where it was left
+                wait_at_most(TRAINING)
             outcome.step = step
             clock.count(options.batch_size)
             bar.update()
@@ -393,10 +395,12 @@ def running_mean(model: nn.Module, decay: float, accelerator: Accelerator) -> Av
     """
 
     def update(means: Any, weights: Any, count: Tensor | int) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(means, weights, count)
+        n = int(averaged.n_averaged)  # on the CPU, where `count` may be on a device that reading it would wait for
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(means, weights, count)
 
     averaged = AveragedModel(model.to(accelerator.device), multi_avg_fn=update)
     averaged.requires_grad_(False)
+    sharding.in_precision(averaged.module, accelerator)
     return averaged
 
 

@@ -9,7 +9,12 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
 from torch import distributed
 
 from mpp import sharding
@@ -26,8 +31,9 @@ def start_accelerator(precision: str) -> Accelerator:
     Several processes on a machine without an accelerator form one gloo group: Accelerate has to be told (`cpu=True`),
     or each would train alone and write the same files.
     """
+    gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
     bf16 = precision == "bf16" or (
-        precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision == "auto" and gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     plugin = sharding.asked_for()

@@ -133,7 +133,9 @@ class PretrainJob:
         """Held-out images in rows: input | corrupted | predicted colours | true colours."""
         if not self.config.eval.pictures:
             return {}
-        batch = next(iter(self._eval_batches(0, 1, self.config.eval.pictures)))
+        batch = next(iter(self._eval_batches(0, 1, self.config.eval.pictures)), None)
+        if batch is None:  # not one of these images can be read
+            return {}
         images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
         predictions, targets = self.predict(model, images, corruption)
         seen = draw_corrupted(images, corruption.indices, corruption.sources, self.config.model.patch_size)

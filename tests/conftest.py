@@ -9,8 +9,10 @@ import pytest
 
 _CACHE = tempfile.TemporaryDirectory(prefix="mpp-tests-", ignore_cleanup_errors=True)
 
-# Before any test file is imported, because `datasets` reads these once.
+# Before any test file is imported, because `datasets` reads these once, and torch the first, which makes the tests the
+# same on a machine with GPUs: on the CPU, in fp32, to the last bit.
 os.environ |= {
+    "CUDA_VISIBLE_DEVICES": "",
     "HF_HOME": _CACHE.name,
     "HF_DATASETS_CACHE": f"{_CACHE.name}/datasets",
     "MPP_CACHE": f"{_CACHE.name}/mpp",

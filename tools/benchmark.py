@@ -7,6 +7,7 @@ reported is the median over rounds and the spread, and ratios of medians.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import platform
@@ -43,7 +44,7 @@ from mpp.vit import VARIANTS, ViT
 Step = Callable[[], None]
 Variant = Literal["nano", "Ti", "S", "B", "L"]
 Contender = Literal["ours", "vit-pytorch MPP", "transformers MIM", "timm ViT, no head"]
-Part = Literal["step", "loader", "train", "memory", "size"]
+Part = Literal["step", "loader", "train", "memory", "size", "batch"]
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Benchmark:
 
     parts: tuple[Part, ...] = ("step", "loader", "train", "memory", "size")
     """What to measure: a training step beside the peers'; the loader beside theirs; the training command; its memory
-    with a packed set of 100,000 images; cost against image size."""
+    with a packed set of 100,000 images; cost against image size; and, where asked for, ours against the batch size."""
     quick: bool = False
     """Fewer rounds and smaller sizes: under two minutes on two CPU cores."""
     variant: Variant = "S"
@@ -87,7 +88,6 @@ class Measured:
 
     name: str
     seconds: list[float] = field(default_factory=list)
-    note: str = ""
 
     def rate(self, images: int) -> float:
         """Images a second, by the median round."""
@@ -127,6 +127,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         "train": measure_training,
         "memory": measure_memory,
         "size": measure_sizes,
+        "batch": measure_batches,
     }
     for part in config.parts:
         started = time.perf_counter()
@@ -145,14 +146,18 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
     images = config.batch_size or 1
     rows: list[Measured] = []
     steps: dict[str, Step] = {}
+    memory: dict[str, float] = {}  # on a GPU, where it is known in this process
     for name in config.contenders:
         build = CONTENDERS[name]
         for compiled in (False, True) if config.compile else (False,):
             title = f"{name}, compiled" if compiled else name
+            others = forget_peak(device)
             try:
                 step = build(config, device, compiled)
                 for _ in range(3 if compiled else 2):
                     step()
+                if device.type == "cuda":
+                    memory[title] = (torch.cuda.max_memory_allocated() - others) / 2**20
             except ImportError as error:
                 print(f"left out: {name} ({error})")
                 break
@@ -171,14 +176,13 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
     if not any(row.name.startswith(OURS) for row in rows):
         raise UserError("--contenders must have ours, with which the others are compared")
     for row in rows:
-        memory = memory_of(config, row.name, device)
         table.append(
             {
                 "name": row.name,
                 "images_per_second": row.rate(images),
                 "spread": row.spread(),
                 "of_floor": row.rate(images) / floor,
-                "peak_memory_mib": memory,
+                "peak_memory_mib": memory[row.name] if memory else memory_of(config, row.name),
             }
         )
     best = {kind: fastest(table, names) for kind, names in (("ours", (OURS,)), ("peer", PEERS), ("floor", (FLOOR,)))}
@@ -193,8 +197,8 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
         if best[other]:
             result[f"ours_over_best_{other}"] = result["ours_over"][best[other]["name"]]
             if best["ours"]["peak_memory_mib"] and best[other]["peak_memory_mib"]:
-                memory = best["ours"]["peak_memory_mib"] / best[other]["peak_memory_mib"]
-                result[f"memory_of_ours_over_best_{other}"] = memory
+                share = best["ours"]["peak_memory_mib"] / best[other]["peak_memory_mib"]
+                result[f"memory_of_ours_over_best_{other}"] = share
     show(
         f"A training step: ViT-{config.variant}/16 at {config.img_size}, batch {images}, {config.precision}",
         ["", "images/s", "spread", "of the floor", "peak memory"],
@@ -237,10 +241,10 @@ def build_ours(config: Benchmark, device: torch.device, compiled: bool, patch_si
         model.compile()
     images = random_images(config, device)
     rows = torch.arange(len(images), device=device)[:, None]
+    draws = draws_of_steps(len(images), vit.grid, pinned=device.type == "cuda")
 
     def step() -> None:
-        numbers = Numbers(0, Purpose.TRAIN, 0, range(len(images)))
-        drawn = Corruption(*(part.to(device) for part in draw_corruption(numbers, vit.grid)))
+        drawn = Corruption(*(part.to(device, non_blocking=True) for part in next(draws)))
         with autocast(config, device):
             predictions = model(normalise(images), drawn)
             loss = target.loss(predictions, target.of(images)[rows, drawn.indices])
@@ -249,6 +253,13 @@ def build_ours(config: Benchmark, device: torch.device, compiled: bool, patch_si
         optimizer.zero_grad()
 
     return step
+
+
+def draws_of_steps(batch_size: int, grid: tuple[int, int], pinned: bool) -> Iterator[Corruption]:
+    """What is corrupted in each step: on a GPU drawn ahead and pinned, as by the loader's processes."""
+    steps = range(8) if pinned else itertools.count()
+    drawn = (draw_corruption(Numbers(0, Purpose.TRAIN, step, range(batch_size)), grid) for step in steps)
+    return itertools.cycle([Corruption(*(part.pin_memory() for part in each)) for each in drawn]) if pinned else drawn
 
 
 def build_vit_pytorch(config: Benchmark, device: torch.device, compiled: bool) -> Step:
@@ -364,8 +375,17 @@ def take_turns(rows: list[Measured], steps: dict[str, Step], rounds: int, device
             row.seconds.append((time.perf_counter() - started) / repeat)
 
 
-def memory_of(config: Benchmark, name: str, device: torch.device) -> float | None:
-    """Peak memory of a contender's step in MiB, in a process of its own; None where it does not run there."""
+def forget_peak(device: torch.device) -> int:
+    """On a GPU, start looking for the most that tensors take; returns what they take now, in bytes."""
+    if device.type != "cuda":
+        return 0
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def memory_of(config: Benchmark, name: str) -> float | None:
+    """What two steps of a contender add to a process of its own, in MiB; None where it does not run there."""
     options = ["--variant", config.variant, "--img-size", str(config.img_size), "--batch-size", str(config.batch_size)]
     options += ["--precision", config.precision]
     line = [sys.executable, __file__, *options, "--memory-of", name]
@@ -374,7 +394,7 @@ def memory_of(config: Benchmark, name: str, device: torch.device) -> float | Non
 
 
 def peak_memory_here(config: Benchmark, device: torch.device) -> float:
-    """Of this process: on a GPU what tensors take, on a CPU what two steps add to the process."""
+    """What two steps add to this process, at the most."""
     use_the_cpu_well(device)
     name = config.memory_of or ""
     compiled = name.endswith(", compiled")
@@ -383,9 +403,6 @@ def peak_memory_here(config: Benchmark, device: torch.device) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
     for _ in range(2):
         step()
-    settle(device)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
     return resident_mib("VmHWM") - before
 
 
@@ -557,6 +574,7 @@ def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict
                 "16",
             ]
             size += ["--train.batch-size", str(config.batch_size), "--train.compile", "--optim.name", "adamw"]
+            size += ["--optim.lr", "1e-4"]
             size += ["--augment.crop", "resized", "--data.path", str(root / "photos"), "--train.log-every", "20"]
             runs[f"{config.variant}/16, JPEGs of 500 x 375"] = size
         found = {
@@ -585,7 +603,9 @@ def run_training(output: Path, steps: int, options: list[str]) -> dict[str, floa
     script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
     shared = ["--train.steps", str(steps), "--eval.every", str(steps), "--eval.images", "64", "--output", str(output)]
     started = time.perf_counter()
-    subprocess.run([sys.executable, script, *shared, *options], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, script, *shared, *options], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"mpp/pretrain.py {' '.join(options)} failed: {done.stderr.strip().splitlines()[-1]}")
     took = time.perf_counter() - started
     lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "speed/mfu" in line and line["step"] > steps / 10]
@@ -696,6 +716,21 @@ def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[st
             if "patches" in e
         ],
     )
+    return found
+
+
+def measure_batches(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
+    """Images/s of our step, not compiled, from a quarter of --batch-size to four times it."""
+    found = {}
+    for images in (max(1, (config.batch_size or 1) * quarters // 4) for quarters in (1, 2, 4, 8, 16)):
+        step = build_ours(replace(config, batch_size=images), device, False)
+        step()
+        row = Measured(str(images))
+        take_turns([row], {row.name: step}, config.rounds, device)
+        found[row.name] = {"images_per_second": row.rate(images), "spread": row.spread()}
+        print(f"batch {images}: {row.rate(images):,.1f} images/s, spread {row.spread():.1%}", flush=True)
+        del step
+        gc.collect()
     return found
 
 

@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
-# The whole benchmark on one GPU, inside ten minutes, the most important first; each part has its own limit, so that a
-# slow one costs no other. Results: OUT/*/benchmark.json, plots, and OUT/log.txt with the tables.
+# The benchmark's parts that want a GPU, on one, inside ten minutes, the most important first; each has its own limit, so
+# that a slow one costs no other. Results: OUT/*/benchmark.json, plots, and OUT/log.txt with the tables.
 #   pip install -e '.[test]' vit-pytorch && tools/gpu_check.sh [OUT]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
 mkdir -p "$out"
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$PWD/$out/inductor}" # compiled once, for the memory figures, too
-ours_and_floor=(ours "timm ViT, no head")
-
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$PWD/$out/inductor}" # compiled once, the second time too
 measure() { # limit in seconds, name, options
     local limit=$1 name=$2
     shift 2
@@ -18,12 +16,10 @@ measure() { # limit in seconds, name, options
 
 {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-    measure 180 step-B --parts step --variant B --batch-size 128 --rounds 5
-    measure 110 train-B --parts train --variant B --batch-size 256 --steps 400
-    measure 60 step-S --parts step --variant S --batch-size 256 --rounds 3 --contenders "${ours_and_floor[@]}"
-    measure 70 step-L --parts step --variant L --batch-size 64 --rounds 3 --contenders "${ours_and_floor[@]}"
-    for batch in 32 64 256 512; do
-        measure 30 "step-B-$batch" --parts step --variant B --batch-size "$batch" --rounds 3 --contenders ours
-    done
-    measure 60 size --parts size --quick
+    measure 260 step-B --parts step --variant B --batch-size 128 --rounds 3
+    measure 100 train-B --parts train --variant B --batch-size 256 --steps 400
+    measure 50 batch-B --parts batch --variant B --batch-size 128 --rounds 2
+    measure 90 step-L --parts step --variant L --batch-size 64 --rounds 3 --contenders ours
+    measure 60 step-S --parts step --variant S --batch-size 256 --rounds 3 --contenders ours
+    measure 40 size --parts size --quick
 } 2>&1 | tee "$out/log.txt"

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from mpp.config import Data
 from mpp.errors import UserError, run_command
+
+
+@dataclass
+class Source:
+    """The set to pack."""
+
+    path: str = "shapes"
+    """Folder of images, parquet, hub id, or `shapes` (built-in scenes)."""
+    image_column: str | None = None
+    """The column with the image, needed only where several could be meant."""
+    label_column: str | None = None
+    """The column with the label, likewise; for `shapes`: shape, colour, count or place."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """An image that cannot be read: stop and name it, or skip it, count it and report at the end."""
 
 
 @dataclass
@@ -21,7 +35,7 @@ class Pack:
 
     out: str
     """The file to write."""
-    data: Data = field(default_factory=Data)
+    data: Source = field(default_factory=Source)
     size: int | None = None
     """Shrink larger images to this short side (antialiased). Default: 256; 0 keeps all as they are."""
     verify: bool = False

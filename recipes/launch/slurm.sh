@@ -3,9 +3,10 @@
 #
 #   sbatch --nodes 4 recipes/launch/slurm.sh --config recipes/presets/imagenet-vit-b16.toml --data.path DIR --output runs/big
 #
-# Five minutes before the time limit, and when the job is preempted, every process gets SIGUSR1, saves a checkpoint
-# together with the others and ends; the job then queues itself again and goes on from there. --output must be on a file
-# system that all machines share. LAUNCH=FILE takes another configuration of Accelerate, GPUS=N another number a machine.
+# Five minutes before the time limit (and when the job is preempted, where the cluster says so with
+# PreemptParameters=send_user_signal), every process gets SIGUSR1, saves a checkpoint together with the others and ends;
+# the job then queues itself again and goes on from there. --output must be on a file system that all machines share.
+# LAUNCH=FILE takes another configuration of Accelerate, GPUS=N another number a machine.
 #SBATCH --job-name=mpp
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -32,6 +33,9 @@ HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER=${HOSTS%%$'\n'*} # the first (`| head -n 1` would end the pipe, and with it this script, on some days)
 export MASTER PORT=$((20000 + SLURM_JOB_ID % 20000)) # several jobs may share a machine
 
+if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then # since Slurm 22.05 srun no longer takes it from the job: one core for all
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
 # One launcher a machine. It leaves SIGUSR1 to the processes that train (which catch what it ignores), or would die of it.
 srun bash -c '
   trap "" USR1
