@@ -324,7 +324,7 @@ def test_a_model_learns_to_tell_colours_better_than_both_guesses(tmp_path):
 def folder_with_a_truncated_image(folder: Path) -> Path:
     """Twelve images, of which photos/5.png is cut short; returns that one."""
     rng = np.random.default_rng(0)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i in range(12):
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     damaged = folder / "5.png"
@@ -336,6 +336,16 @@ def test_a_truncated_image_stops_the_run_with_its_path(tmp_path):
     damaged = folder_with_a_truncated_image(tmp_path / "photos")
     with pytest.raises(UserError, match=re.escape(str(damaged)) + r".*--data\.on-error skip"):
         pretrain(tmp_path / "run", "--data.path", str(tmp_path / "photos"))
+
+
+def test_pictures_of_images_that_cannot_be_read_are_left_out(tmp_path):
+    for split in ("train", "validation"):
+        folder_with_a_truncated_image(tmp_path / "set" / split / "all")
+    for name in ("0.png", "1.png"):
+        (tmp_path / "set" / "validation" / "all" / name).write_bytes(b"no image")
+    options = ["--data.path", str(tmp_path / "set"), "--data.on-error", "skip", "--eval.pictures", "2"]
+    assert pretrain(tmp_path / "run", *options)[-1]["eval/bin_accuracy"] >= 0
+    assert not (tmp_path / "run" / "samples").exists()
 
 
 def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, capsys):
