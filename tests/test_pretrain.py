@@ -70,6 +70,16 @@ def two_processes() -> tuple[str, ...]:
     return accelerate, "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port
 
 
+def one_and_two_processes(
+    main: Callable[[list[str]], object], file: str, folder: Path, options: Callable[[str], list[str]]
+) -> None:
+    """Run a command in this process, and in two of their own, into folder/one and folder/two."""
+    reset_accelerate()
+    main([*options("one"), "--output", str(folder / "one")])
+    done = launch_file(file, *options("two"), "--output", str(folder / "two"), launcher=two_processes())
+    assert done.returncode == 0, done.stderr
+
+
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     """Wait until a condition holds, while a process runs, for a minute at most."""
     end = time.monotonic() + 60

@@ -16,7 +16,7 @@ from mpp.errors import UserError
 from mpp.labelled import draw_labels, hold_out, open_labelled
 from mpp.probes import effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k
 from recipes.linear_probe import main
-from tests.test_pretrain import launch_file, reset_accelerate, two_processes
+from tests.test_pretrain import one_and_two_processes, reset_accelerate
 
 
 def features(count: int = 1500, dim: int = 20, classes: int = 5) -> tuple[torch.Tensor, ...]:
@@ -111,9 +111,7 @@ def test_the_command_judges_a_backbone_and_writes_its_result(backbone, tmp_path,
 
 def test_two_processes_find_exactly_what_one_finds(backbone, tmp_path):
     options = ["--init", str(backbone), *OPTIONS, "--data.split", "test", "--data.eval-split", "validation"]
-    for name, launcher in (("one", None), ("two", two_processes())):
-        done = launch_file("recipes/linear_probe.py", *options, "--output", str(tmp_path / name), launcher=launcher)
-        assert done.returncode == 0, done.stderr
+    one_and_two_processes(main, "recipes/linear_probe.py", tmp_path, lambda _: options)
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert one["eval_images"] == 10_000
     assert one.pop("effective_rank") == pytest.approx(
