@@ -134,12 +134,13 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     if accelerator.is_main_process:
         last = {arm.name: tunings[arm.name, counts[-1], config.seeds[0]] for arm in arms}
         layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
+        classes = len(images.label_names or [])
         found = Comparison(
             config=config,
-            classes=len(images.label_names or []),
+            classes=classes,
             arms=[arm.name for arm in arms],
             findings=[*probe_findings(probes), *tuning_findings(tunings)],
-            costs=[cost_of(arm.name, arm.init, config, len(images.label_names or [])) for arm in arms],
+            costs=[cost_of(arm.name, arm.init, config, classes) for arm in arms],
             curves={key: learning_curve(piece) for key, piece in tunings.items()},
             details={name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in last.items()},
             layers={name: ", ".join(map(str, sorted(numbers))) for name, numbers in layers.items()},

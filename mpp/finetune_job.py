@@ -123,31 +123,30 @@ def try_learning_rates(
     final run will be; 0 where training diverged. Rates that an interrupted run has tried are not tried again. None if a
     signal said to stop."""
     rest, held = hold_out(images.labels(range(len(images))), config.seed)
+    fitted_on, measured = Subset(images, rest), at_most(Subset(images, held), config.eval.images)
     found: dict[str, dict[str, Any]] = {}
     for lr in config.optim.lr_grid:
-        folder = output / "lr_grid" / f"{lr:g}"
+        name = f"{lr:g}"
+        folder = output / "lr_grid" / name
         trial = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, lr_grid=()), resume=True)
         refuse_other_options(folder, trial, remade=True)
         if (folder / "result.json").exists():
-            found[f"{lr:g}"] = json.loads((folder / "result.json").read_text())
+            found[name] = json.loads((folder / "result.json").read_text())
             continue
-        measured = at_most(Subset(images, held), config.eval.images)
-        accelerator.print(f"--optim.lr {lr:g}, measured on {len(measured):,} held-out training labels:")
+        accelerator.print(f"--optim.lr {name}, measured on {len(measured):,} held-out training labels:")
         set_seed(config.seed)
         try:
-            outcome, _ = _train(
-                trial, copy.deepcopy(vit), "linear", Subset(images, rest), measured, folder, accelerator
-            )
+            outcome, _ = _train(trial, copy.deepcopy(vit), "linear", fitted_on, measured, folder, accelerator)
         except Diverged as error:  # a grid is there to find out which rates are too high
-            accelerator.print(f"--optim.lr {lr:g} is too high: {error}")
-            found[f"{lr:g}"] = {"eval/top1": 0.0, "diverged": str(error)}
+            accelerator.print(f"--optim.lr {name} is too high: {error}")
+            found[name] = {"eval/top1": 0.0, "diverged": str(error)}
         else:
             if outcome.stopped:
                 accelerator.print(how_to_resume("recipes/finetune.py", outcome, output))
                 return None
-            found[f"{lr:g}"] = outcome.metrics
+            found[name] = outcome.metrics
         if accelerator.is_main_process:
-            finish(folder, trial, found[f"{lr:g}"])
+            finish(folder, trial, found[name])
     if all("diverged" in result for result in found.values()):
         raise UserError(f"training diverged at every rate of --optim.lr-grid ({', '.join(found)}); give lower ones")
     return {lr: result["eval/top1"] for lr, result in found.items()}

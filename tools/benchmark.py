@@ -603,9 +603,7 @@ def run_training(output: Path, steps: int, options: list[str]) -> dict[str, floa
     script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
     shared = ["--train.steps", str(steps), "--eval.every", str(steps), "--eval.images", "64", "--output", str(output)]
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, script, *shared, *options], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"mpp/pretrain.py {' '.join(options)} failed: {done.stderr.strip().splitlines()[-1]}")
+    said_by([script, *shared, *options], f"mpp/pretrain.py {' '.join(options)}")
     took = time.perf_counter() - started
     lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "speed/mfu" in line and line["step"] > steps / 10]
@@ -655,10 +653,15 @@ def most_memory(line: list[str]) -> float:
         "atexit.register(tell); "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
+    return int(said_by(["-c", code, *line], " ".join(line)).split()[-1]) / 1024
+
+
+def said_by(line: list[str], title: str) -> str:
+    """What Python prints with these arguments, in its own process. Raises UserError with its last line if it fails."""
+    done = subprocess.run([sys.executable, *line], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{' '.join(line)} failed: {done.stderr.strip().splitlines()[-1]}")
-    return int(done.stdout.split()[-1]) / 1024
+        raise UserError(f"{title} failed: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
 
 
 def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
