@@ -44,7 +44,7 @@ class Shapes:
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         if len(indices) == len(self):  # who chooses among all labels asks for them again and again
-            return _all_labels(self.split)[self.label][np.asarray(indices)]
+            return _all_labels(self.split, len(self))[self.label][np.asarray(indices)]
         return scene_labels(scene_draws(self.split, indices))[self.label]
 
     def where(self, index: int) -> str:
@@ -58,8 +58,8 @@ def scene_draws(split: str, indices: Sequence[int]) -> np.ndarray:
 
 
 @cache
-def _all_labels(split: str) -> dict[str, np.ndarray]:
-    return scene_labels(scene_draws(split, range(SPLITS[split])))
+def _all_labels(split: str, count: int) -> dict[str, np.ndarray]:
+    return scene_labels(scene_draws(split, range(count)))
 
 
 def scene_labels(draws: np.ndarray) -> dict[str, np.ndarray]:
