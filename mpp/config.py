@@ -23,7 +23,21 @@ else:
 
 
 @dataclass
-class Data:
+class Source:
+    """The set of images."""
+
+    path: str = "shapes"
+    """Folder of images, parquet, hub id, or `shapes` (built-in scenes)."""
+    image_column: str | None = None
+    """The column with the image, needed only where several could be meant."""
+    label_column: str | None = None
+    """The column with the label, likewise; for `shapes`: shape, colour, count or place."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """An image that cannot be read: stop and name it, or skip it, count it and report at the end."""
+
+
+@dataclass
+class Data(Source):
     """Where the images come from."""
 
     path: str = "shapes"
@@ -34,12 +48,6 @@ class Data:
     """The split to evaluate on. Default: validation, else test, else images held out of the training split."""
     fraction: float = 1.0
     """Share of the training images to use, in 0..1, chosen by --seed."""
-    image_column: str | None = None
-    """The column with the image, needed only where several could be meant."""
-    label_column: str | None = None
-    """The column with the label, likewise; for `shapes`: shape, colour, count or place."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """An image that cannot be read: stop and name it, or skip it, count it and report at the end."""
     cache: bool = True
     """Decode a set of small images once, into a file in ~/.cache/mpp (or $MPP_CACHE), if all are seen at least once."""
     workers: int | None = None

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
+from mpp.config import Source
 from mpp.errors import UserError, run_command
-
-
-@dataclass
-class Source:
-    """The set to pack."""
-
-    path: str = "shapes"
-    """Folder of images, parquet, hub id, or `shapes` (built-in scenes)."""
-    image_column: str | None = None
-    """The column with the image, needed only where several could be meant."""
-    label_column: str | None = None
-    """The column with the label, likewise; for `shapes`: shape, colour, count or place."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """An image that cannot be read: stop and name it, or skip it, count it and report at the end."""
 
 
 @dataclass
