@@ -8,23 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width, parse
 from mpp.flops import flops_an_image
 from mpp.models import Classifier, MaskedPatchModel, build_vit, load_backbone
 from mpp.report import Cost
+from mpp.sharding import in_precision
 from mpp.targets import make_target
 from mpp.vit import ViT
 
 _UNKNOWN = 10_000  # images of a set whose size nobody asked for
 
 
-def plan(config: Compare, pieces: list[tuple[str, Any, bool]], device: torch.device) -> str:
-    """What will be done and how long it may take, from the speed of a step on this device. Of each piece: its title,
-    its options, and whether it is done."""
+def plan(config: Compare, pieces: list[tuple[str, Any, bool]], accelerator: Accelerator) -> str:
+    """What will be done and how long it may take, from the speed of a step on this device, in this precision. Of each
+    piece: its title, its options, and whether it is done."""
     pretrained = height_width(config.pretrain.model.img_size)
     sizes = {pretrained, height_width(config.finetune.model.img_size or pretrained)}
-    vit = build_vit(config.pretrain.model).to(device)
+    device = accelerator.device
+    vit = in_precision(build_vit(config.pretrain.model).to(device), accelerator)
     speeds = {size: seconds_an_image(vit.resize(size).to(device), device) for size in sorted(sizes)}
     seconds = []
     for _, options, done in pieces:

@@ -112,7 +112,7 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     for piece in pieces:
         refuse_other_options(piece.folder, piece.config, remade=True)
     if accelerator.is_main_process:
-        print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator.device))
+        print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator))
     if config.dry_run:
         return None
     if accelerator.is_main_process:
