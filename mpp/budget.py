@@ -27,7 +27,8 @@ def plan(config: Compare, pieces: list[tuple[str, Any, bool]], accelerator: Acce
     pretrained = height_width(config.pretrain.model.img_size)
     sizes = {pretrained, height_width(config.finetune.model.img_size or pretrained)}
     device = accelerator.device
-    vit = in_precision(build_vit(config.pretrain.model).to(device), accelerator)
+    vit = build_vit(config.pretrain.model).to(device)
+    in_precision(vit, accelerator)
     speeds = {size: seconds_an_image(vit.resize(size).to(device), device) for size in sorted(sizes)}
     seconds = []
     for _, options, done in pieces:
