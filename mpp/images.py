@@ -5,12 +5,11 @@ A source gives PIL images by index, opened but not decoded (`mpp.decode`).
 
 from __future__ import annotations
 
-import os
-import warnings
+import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +18,7 @@ from PIL import Image
 
 from mpp.decode import Unreadable, open_image, printable
 from mpp.errors import UserError
+from mpp.folders import look_through
 from mpp.packed import PackedImages, is_packed, read_header
 from mpp.shapes import LABELS, SPLITS, Shapes
 
@@ -202,65 +202,21 @@ def _load_table(path: str, split: str) -> Dataset:
         return load_dataset(name, split=split, **options)
 
 
-@cache
-def look_through(folder: str) -> None:
-    """Warn of a folder's files that are called like images, but that `datasets` passes over without a word.
-
-    Raises UserError for a name that is no text, on which it gives up, and for a .tar shard without its end: read from
-    front to back, one that was cut between two files only seems to hold less.
-    """
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
-    extensions, unknown = set(ImageFolder.EXTENSIONS), {".avif", ".heic", ".heif", ".jxl"}
-    left_out = []
-    for file in _files(folder):
-        extension = os.path.splitext(file.name)[1].lower()
-        if extension == ".tar" and file.is_file() and not _ends_in_zeros(file):
-            raise UserError(
-                f"--data.path {folder}: the shard {printable(file.path)} is damaged or cut short (a .tar file ends in "
-                f"zeros); fetch or make it again"
-            )
-        if file.name.startswith(".") or extension not in extensions | unknown:
-            continue
-        if extension not in extensions:
-            left_out.append((file.path, f"{extension} is no kind of file that is found in folders; convert it"))
-        elif "\n" in file.name or "::" in file.name:
-            left_out.append((file.path, "a name with a line break or ::"))
-        elif not file.is_file() and not file.is_dir():
-            left_out.append((file.path, "a link to nothing" if file.is_symlink() else "no regular file"))
-        elif any("\ud800" <= c <= "\udfff" for c in file.name):  # how Python spells bytes that are not UTF-8
-            raise UserError(f"--data.path {printable(file.path)}: the name of this file is not UTF-8; rename it")
-    if left_out and os.environ.get("RANK", "0") == "0":
-        where, why = left_out[0]
-        warnings.warn(f"{len(left_out):,} files are left out, the first: {printable(where)} ({why})", stacklevel=2)
-
-
-def _ends_in_zeros(file: os.DirEntry[str]) -> bool:
-    with open(file.path, "rb") as shard:
-        shard.seek(max(0, file.stat().st_size - 512))
-        return shard.read() == bytes(512)
-
-
-def _files(folder: str) -> Iterator[os.DirEntry[str]]:
-    """All in a folder and the folders below it that is no folder; links are not followed."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path)
-            else:
-                yield entry
-
-
-def source_of(path: str) -> tuple[str, dict[str, dict[str, str]]]:
+def source_of(path: str) -> tuple[str, dict[str, Any]]:
     """What `datasets.load_dataset` takes for a path: its first argument and options."""
     here = Path(path).expanduser()
-    if here.is_dir():
-        if not any(here.iterdir()):
-            raise UserError(f"--data.path {path} is an empty folder")
-        look_through(str(here))
-        return str(here), {}
-    if here.suffix == ".parquet" and here.is_file():
-        return "parquet", {"data_files": {"train": str(here)}}
+    with naming_the_source(path):
+        if here.is_dir():
+            if not any(here.iterdir()):
+                raise UserError(f"--data.path {path} is an empty folder")
+            if (splits := look_through(str(here)).splits) is None:
+                return str(here), {}
+            names = {
+                split: [glob.escape(str(here.joinpath(*head))) for head in heads] for split, heads in splits.items()
+            }
+            return "imagefolder", {"data_files": {split: [f"{name}/**" for name in names[split]] for split in names}}
+        if here.suffix == ".parquet" and here.is_file():
+            return "parquet", {"data_files": {"train": str(here)}}
     if here.exists():
         raise UserError(
             f"--data.path {path} is a file that is neither parquet nor packed; give a folder of images, a .parquet "

@@ -7,6 +7,7 @@ import numpy as np
 from mpp.config import Data, LabelledData
 from mpp.draws import Purpose, generator
 from mpp.errors import UserError
+from mpp.folders import why_no_labels
 from mpp.images import Images, load_images, split_names
 from mpp.loader import Subset
 from mpp.pack_cache import packed_if_small
@@ -113,7 +114,9 @@ def _open(data: Data, split: str, size: tuple[int, int]) -> Images:
 def _label_names(images: Images, data: Data) -> list[str]:
     names = images.label_names
     if not names:
-        raise UserError(f"--data.path {data.path} has no labels; --data.label-column names their column")
+        raise UserError(
+            f"--data.path {data.path} has no labels{why_no_labels(data.path)}; --data.label-column names their column"
+        )
     if len(names) < 2:
         raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")
     return names

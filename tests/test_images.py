@@ -143,6 +143,62 @@ def test_split_folders_without_class_folders_have_no_labels(tmp_path, folders):
         assert "no label column" in one_line(error)
 
 
+def test_a_class_called_like_a_split_is_a_class(tmp_path):
+    """As in CIFAR-100, whose classes are called bus, train and so on."""
+    for split in ("train", "test"):
+        for number, name in enumerate(["bus", "test_tube", "train"]):
+            put(tmp_path / split / name / f"{split}_{name}.png", number)
+    assert split_names(str(tmp_path)) == ["train", "test"]
+    for split in ("train", "test"):
+        images = load_images(str(tmp_path), split)
+        assert images.label_names == ["bus", "test_tube", "train"]
+        assert (greys(images), images.labels(range(3)).tolist()) == ([0, 1, 2], [0, 1, 2])
+        assert all(f"/{split}/" in images.where(i) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (["bus/0", "cat/0", "train/0"], {"train": 3}),  # classes, no split
+        (["a", "b", "steam-train-1"], {"train": 3}),
+        (["train_1", "train_2", "test_1"], {"train": 2, "test": 1}),
+        (["images/train/0", "images/val/0"], {"train": 1, "validation": 1}),
+        (["Training/a/0", "Training/b/0", "Testing/a/0"], {"train": 2, "test": 1}),
+        (["set [1]/train/a/0", "set [1]/test/a/0"], {"train": 1, "test": 1}),
+        ([".hidden/0", "__MACOSX/0", "a/0"], {"train": 1}),
+    ],
+)
+def test_folders_say_what_the_splits_are(tmp_path, files, splits):
+    for file in files:
+        put(tmp_path / f"{file}.png", 1)
+    assert {split: len(load_images(str(tmp_path), split)) for split in split_names(str(tmp_path))} == splits
+
+
+def test_what_lies_beside_the_splits_is_named(tmp_path):
+    for file in ("train/0", "test/0", "unlabelled/0", "cover"):
+        put(tmp_path / f"{file}.png", 1)
+    with pytest.warns(UserWarning, match=r"2 files are left out, the first: .*/cover.png \(beside the folders of the"):
+        assert len(load_images(str(tmp_path))) == 1
+
+
+def test_an_image_beside_the_class_folders_is_named_where_labels_are_wanted(tmp_path):
+    from mpp.config import LabelledData
+    from mpp.labelled import open_fitted
+
+    for file in ("train/a/0", "train/b/0", "train/cover", "test/a/0"):
+        put(tmp_path / f"{file}.png", 1)
+    with pytest.raises(UserError) as error:
+        open_fitted(LabelledData(str(tmp_path)), (8, 8), seed=0)
+    assert f"at one depth, but {tmp_path}/train/cover.png and {tmp_path}/" in one_line(error)
+
+
+@pytest.mark.skipif(not AVIF, reason="this PIL reads no AVIF")
+def test_avif_is_found_in_folders(tmp_path):
+    put(tmp_path / "0.png", 10)
+    flat(20).save(tmp_path / "1.avif", quality=100)
+    assert len(load_images(str(tmp_path))) == 2
+
+
 def test_parquet_written_by_datasets_keeps_its_classes(tmp_path):
     import datasets
 
