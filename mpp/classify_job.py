@@ -88,7 +88,7 @@ class ClassifyJob:
         return self.predictions.metrics()
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
-        return {"confusion": draw_confusion(self.predictions, self.model.classes)[None]} if self.predictions else {}
+        return draw_confusion(self.predictions, self.model.classes) if self.predictions else {}
 
 
 def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:
@@ -105,8 +105,8 @@ def predict_set(
     model: Classifier, images: Images, config: Any, accelerator: Accelerator, unreadable: dict[str, str]
 ) -> Predictions:
     """What a `Classifier` says of a labelled set, whose classes are among the model's, in whatever order."""
-    names = images.label_names or []
-    if unknown := [name for name in names if name not in model.classes]:
+    names, number_of = images.label_names or [], {name: number for number, name in enumerate(model.classes)}
+    if unknown := [name for name in names if name not in number_of]:
         raise UserError(
             f"--data.path {config.data.path} has classes that the model does not know ({', '.join(unknown[:5])}); "
             f"it knows: {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}"
@@ -122,7 +122,7 @@ def predict_set(
         labels=True,
         pin_memory=accelerator.device.type == "cuda",
     )
-    relabel = torch.tensor([model.classes.index(name) for name in names])
+    relabel = torch.tensor([number_of[name] for name in names])
     batches = readable(loader, config.data.on_error, unreadable)
     return predict(model, batches, relabel, accelerator, len(images))
 

@@ -229,7 +229,8 @@ def adopt(config: Compare) -> None:
                 f"--mpp {config.mpp} is no run, so its budget is not known to train a supervised arm with: name one "
                 f"with --supervised, or leave it out with --supervised none"
             )
-        hub = load_backbone(config.mpp).hub_config()
+        with renamed("--init", "--mpp"):
+            hub = load_backbone(config.mpp).hub_config()
         shape = {option.name: hub[option.name] for option in dataclasses.fields(Model) if option.name in hub}
         config.pretrain.model = Model(**shape | {"img_size": tuple(hub["img_size"])})
         return

@@ -180,7 +180,7 @@ class Optim:
     lr_batch_size: int | None = None
     """The batch size --optim.lr is meant for: at another, lr is scaled in proportion. Default: no scaling."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running mean of gradients and of their squares."""
+    """Decay of the running mean of gradients and of their squares. (For muon's matrices it is 0.95.)"""
     weight_decay: float = 0.05
     """On the weights of linear layers; biases, norms and embeddings are left alone."""
     warmup_steps: int = 50
@@ -555,14 +555,22 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def write_toml(config: Any, path: Path) -> None:
-    """Write a configuration so that `--config path` repeats it. What is None is left out: it is the default."""
+    """Write a configuration so that `--config path` repeats it. TOML has no None: the default's is left out, and what
+    is None instead of something (all, often) is the word that the command line takes."""
     import tomli_w
 
-    def kept(values: dict[str, Any]) -> dict[str, Any]:
-        found = {key: value for key, value in values.items() if value is not None}
-        return {key: kept(value) if isinstance(value, dict) else value for key, value in found.items()}
+    def kept(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                found[key] = kept(value, default[key])
+            elif value is not None:
+                found[key] = value
+            elif default[key] is not None:
+                found[key] = "None"
+        return found
 
-    values = kept(dataclasses.asdict(config))
+    values = kept(dataclasses.asdict(config), dataclasses.asdict(type(config)()))
     for once in _ONCE:
         values.pop(once, None)
     write_whole(path, tomli_w.dumps(values).encode())

@@ -21,7 +21,7 @@ from mpp.labelled import at_most, hold_out, open_labelled, open_measured
 from mpp.loader import Subset
 from mpp.loop import Outcome, gather_dicts, how_to_resume, images_seen, prepare_output, share_of, train
 from mpp.models import Classifier, build_vit, digest_of, downstream_vit, fitted, load_classifier, refuse_shape_options
-from mpp.predictions import draw_confusion, export
+from mpp.predictions import draw_confusion, export, refuse_unwritable
 from mpp.records import Records, finish, refuse_other_options
 from mpp.vit import ViT
 
@@ -50,6 +50,7 @@ def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, An
 def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Fine-tune; returns what result.json says (nothing if the run was stopped)."""
     output = prepare_output(config, "finetune", config.resume, accelerator)
+    refuse_unwritable(config.export_predictions)
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
@@ -76,9 +77,9 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
         result |= {"init_sha256": digest}
         result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
+        finish(output, config, result)
         if config.export_predictions and job.predictions:
             export(job.predictions, job.eval_images, job.model.classes, config.export_predictions)
-        finish(output, config, result)
         title = f"{config.init} fine-tuned for {outcome.step:,} steps with {len(images):,} labels"
         print(closing_summary(result, output, title))
     return result
@@ -88,6 +89,7 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     """Measure a fine-tuned model on a labelled set without training; returns what result.json says."""
     started = time.perf_counter()
     output = prepare_output(config, "evaluate", False, accelerator)
+    refuse_unwritable(config.export_predictions)
     refuse_shape_options(config.init, config.model)
     model = load_classifier(config.init)
     fitted(model.vit, config.model.img_size)
@@ -95,7 +97,7 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     records = Records(output, accelerator, config)
     records.open(0, "eval/top1")
     with accelerator.main_process_first():
-        images = at_most(open_measured(config.data, model.vit.img_size), config.eval.images)
+        images = at_most(open_measured(config.data, model.vit.img_size, alone=True), config.eval.images)
     unreadable: dict[str, str] = {}
     predictions = predict_set(model, images, config, accelerator, unreadable)
     unreadable = gather_dicts(accelerator, unreadable)
@@ -107,11 +109,11 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         result |= {"unreadable_images": unreadable}
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         records.log(0, metrics)
-        records.pictures(0, {"confusion": draw_confusion(predictions, model.classes)[None]})
+        records.pictures(0, draw_confusion(predictions, model.classes))
         records.close()
+        finish(output, config, result)
         if config.export_predictions:
             export(predictions, images, model.classes, config.export_predictions)
-        finish(output, config, result)
         print(closing_summary(result, output, f"{config.init} on {config.data.path}"))
     return result
 
@@ -123,6 +125,10 @@ def try_learning_rates(
     final run will be; 0 where training diverged. Rates that an interrupted run has tried are not tried again. None if a
     signal said to stop."""
     rest, held = hold_out(images.labels(range(len(images))), config.seed)
+    if not len(held):
+        raise UserError(
+            "--optim.lr-grid chooses on held-out training labels, and one a class leaves none: give --optim.lr"
+        )
     fitted_on, measured = Subset(images, rest), at_most(Subset(images, held), config.eval.images)
     found: dict[str, dict[str, Any]] = {}
     for lr in config.optim.lr_grid:

@@ -5,6 +5,7 @@ A source gives PIL images by index, opened but not decoded (`mpp.decode`).
 
 from __future__ import annotations
 
+import errno
 import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -143,14 +144,19 @@ class TableImages:
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         if self._labels is None:
             raise UserError(f"{self.path} has no label column; name one of {self.columns} with --data.label-column")
-        values = self._labels.values(indices)
-        if None in values:
-            where = self.where(indices[values.index(None)])
+        found = self.labels_or_none(indices)
+        if (found < 0).any():
+            where = self.where(indices[int(np.argmin(found))])
             raise UserError(
                 f"{where} has no label (column {self._labels.column}); name another split (--data.split, "
                 f"--data.eval-split) or column (--data.label-column)"
             )
-        return np.asarray(values, dtype=np.int64)
+        return found
+
+    def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
+        """As `labels`, with -1 where there is none."""
+        assert self._labels is not None
+        return np.array([-1 if value is None else value for value in self._labels.values(indices)], dtype=np.int64)
 
     def where(self, index: int) -> str:
         row = self.table[int(index)][self.image_column] or {}
@@ -188,7 +194,7 @@ class LabelColumn:
 
     def _number(self, value: Any) -> int | None:
         if self.class_of is not None:
-            return None if value is None else self.class_of[value]
+            return self.class_of.get(value)
         return None if value is None or value < 0 else value  # -1 is how `datasets` marks a missing ClassLabel
 
 
@@ -239,6 +245,10 @@ def naming_the_source(path: str) -> Iterator[None]:
         while str(cause).startswith("An error occurred while generating") and cause.__cause__:
             cause = cause.__cause__  # what `datasets` says of everything
         reason = printable(next(iter(str(cause).strip().splitlines()), type(cause).__name__))
+        if isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"--data.path {path}: the table of its images cannot be written ({reason}); HF_HOME names another place"
+            ) from error
         raise UserError(
             f"--data.path {path} could not be read as a set of images ({reason}); it takes a folder of images, "
             f"a folder or file of parquet, a folder of WebDataset .tar shards, a hub id, or shapes"
@@ -252,7 +262,9 @@ def _values_in_all_splits(path: str, label: str) -> list:
     tables = [_load_table(path, split) for split in split_names(path)]
     if not all(isinstance(table.features.get(label), datasets.Value) for table in tables):
         raise UserError(f"--data.label-column {label}: it holds no numbers or words in some split of {path}")
-    return sorted({value for table in tables for value in table.unique(label)} - {None})
+    values = {value for table in tables for value in table.unique(label) if value is not None and value == value}
+    unlabelled = {-1} if values != {-1, 1} else set()  # how many published sets mark a missing label
+    return sorted(values - unlabelled)
 
 
 def _names_splits(feature: Any) -> bool:

@@ -38,6 +38,11 @@ def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int 
         train = packed_if_small(train, size, seen)
     if data.fraction < 1:
         train = Subset(train, take_fraction(np.arange(len(train)), data.fraction, seed))
+    if len(train) < len(names):
+        raise UserError(
+            f"--data.path {data.path}: the {len(train):,} images of split {data.split} to be learnt (--data.fraction "
+            f"{data.fraction}) are fewer than their {len(names)} classes"
+        )
     count = len(train) if data.labels is None else data.labels
     if not len(names) <= count <= len(train):
         raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
@@ -52,12 +57,14 @@ def take_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray
     return np.sort(generator(seed, Purpose.SPLIT).permutation(np.sort(indices))[:kept])
 
 
-def open_measured(data: Data, size: tuple[int, int]) -> Images:
-    """The labelled images to be measured on: --data.eval-split, else the set's test, else its validation split."""
+def open_measured(data: Data, size: tuple[int, int], alone: bool = False) -> Images:
+    """The labelled images to be measured on: --data.eval-split, else the set's test, else its validation split; with
+    nothing learnt from this set (`alone`), its only split will do."""
     if is_stream(data.path):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     splits = split_names(data.path)
-    spare = [name for name in ("test", "validation") if name in splits and name != data.split]
+    preferred = splits if alone and len(splits) == 1 else ("test", "validation")
+    spare = [name for name in preferred if name in splits and (alone or name != data.split)]
     if not (candidates := [data.eval_split] if data.eval_split else spare):
         others = [name for name in splits if name != data.split]
         raise UserError(
@@ -90,11 +97,12 @@ def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.
 
 
 def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices, sorted, of four fifths of the training labels to fit on and of one to choose by, class by class."""
+    """Indices, sorted, of four fifths of the training labels to fit on and of one to choose by, class by class; of each
+    class one at least is to fit on, so that of one label a class none is left to choose by."""
     order = generator(seed, Purpose.SPLIT, 3).permutation(len(labels))
     turns, sizes = _turns(labels[order])
-    ranked = order[np.argsort((turns + 0.5) / sizes, kind="stable")]
-    count = max(1, len(labels) // 5)
+    ranked = order[np.argsort((turns + 0.5) / sizes + (turns + 1 == sizes), kind="stable")]
+    count = min(max(1, len(labels) // 5), len(labels) - len(np.unique(labels)))
     return np.sort(ranked[count:]), np.sort(ranked[:count])
 
 

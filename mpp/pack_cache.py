@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,15 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
     it takes up to 4 GiB, and half of the disk's free space. The file is named after the source's fingerprint: a changed
     set is packed anew. Labels and names stay the source's.
     """
-    folder = cache_folder()
     if not (isinstance(images, TableImages) and 0 < len(images) <= seen and _all_of(size, images)):
+        return images
+    if (folder := cache_folder()) is None:
+        print("small images are not packed: this user has no home folder; MPP_CACHE names one for them")
         return images
     path = folder / f"{images.split}-{fingerprint({images.split: images})[:32]}.mpp"
     why_not = path.with_suffix(".not-packed")  # why not, so that it is not tried again
+    if path.exists():  # as a whole, since it is written beside; the folder may be read-only
+        return PackedPixels(images, PackedImages(str(path), images.split))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # of several processes and machines, one packs
@@ -52,7 +57,8 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
                     print(f"not packed: {error}")
                     return images
     except (OSError, NotImplementedError) as error:  # a full disk; a file system without locks
-        forget(path)
+        with suppress(OSError):
+            forget(path)
         print(f"not packed into {folder} ({error}); MPP_CACHE names another folder, --data.no-cache does without")
         return images
     return PackedPixels(images, PackedImages(str(path), images.split))
@@ -62,9 +68,12 @@ def _has_room(folder: Path, needs: int) -> bool:
     return needs <= min(_MOST_BYTES, shutil.disk_usage(folder).free // 2)
 
 
-def cache_folder() -> Path:
-    """$MPP_CACHE, or mpp in the user's folder for caches."""
-    return Path(os.environ.get("MPP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mpp")).expanduser()
+def cache_folder() -> Path | None:
+    """$MPP_CACHE, or mpp in the user's folder for caches; None for a user without a home."""
+    with suppress(RuntimeError):
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(os.environ.get("MPP_CACHE") or Path(cache, "mpp")).expanduser()
+    return None
 
 
 def _all_of(size: tuple[int, int], images: Images) -> bool:

@@ -1,11 +1,11 @@
 """Packed sets: every image decoded once into one memory-mapped file of uint8, which opens in milliseconds.
 
 The file: 8 bytes of magic; the images' pixels (H, W, 3), one after another, split by split; for each split the places
-where its images begin (M + 1, int64), their sizes (M, 2: H, W) and labels (M,); a JSON header that says where all that
-is; the header's place and the magic again. Where all images of a split have one size, batches are read by index as one
-array. Shuffling is full, by index: of a set that fits in the system's cache each page comes from the disk once, in
-whatever order; of a larger one, each image costs its own few pages an epoch, in one read, which SSDs do not mind (and
-disks that turn do: WebDataset shards are for those). The process itself keeps few of these pages.
+where its images begin (M + 1, int64), their sizes (M, 2: H, W) and labels (M,), -1 for none; a JSON header that says
+where all that is; the header's place and the magic again. Where all images of a split have one size, batches are read
+by index as one array. Shuffling is full, by index: of a set that fits in the system's cache each page comes from the
+disk once, in whatever order; of a larger one, each image costs its own few pages an epoch, in one read, which SSDs do
+not mind (and disks that turn do: WebDataset shards are for those). The process itself keeps few of these pages.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PackedImages:
 
     @cached_property
     def _map(self) -> mmap.mmap:
-        with open(self.path, "rb") as file:
+        with Path(self.path).expanduser().open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @property
@@ -105,7 +105,10 @@ class PackedImages:
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         if self.part.labels is None:
             raise UserError(f"{self.path} was packed without labels")
-        return np.array(self._array(self.part.labels, (self.part.count,))[np.asarray(indices, dtype=np.int64)])
+        found = np.array(self._array(self.part.labels, (self.part.count,))[np.asarray(indices, dtype=np.int64)])
+        if (found < 0).any():
+            raise UserError(f"{self.where(indices[int(np.argmin(found))])} has no label; name another split")
+        return found
 
     def where(self, index: int) -> str:
         return f"{self.path}, {self.split} row {index}"
@@ -117,17 +120,18 @@ class PackedImages:
 def is_packed(path: str) -> bool:
     """Whether a path is a packed file."""
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).expanduser().open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    except OSError:
+    except (OSError, RuntimeError):  # there is none; nobody of that name has a home
         return False
 
 
 def read_header(path: str) -> dict[str, Any]:
     """The header of a packed file. Raises UserError if the file is damaged or cut."""
-    size = Path(path).stat().st_size
+    here = Path(path).expanduser()
+    size = here.stat().st_size
     try:
-        with Path(path).open("rb") as file:
+        with here.open("rb") as file:
             file.seek(size - 16)
             at, magic = struct.unpack("<Q8s", file.read(16))
             if magic != MAGIC or at > size:

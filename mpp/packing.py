@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mpp.decode import Unreadable, pixels, size_as_seen
 from mpp.errors import UserError
-from mpp.images import Images
+from mpp.images import Images, TableImages
 from mpp.packed import MAGIC, PackedSplit, read_header
 
 _AT_ONCE = 256  # images read and written together
@@ -43,6 +43,9 @@ def pack(
 
     Returns what could not be read: where, why. Raises UserError for that unless `skip_unreadable`.
     """
+    if labels:
+        for images in splits.values():
+            _ = images.label_names  # several columns that could be meant are told now, not after all is decoded
     draft, notes = _drafts(out)
     state = _resume(draft, notes, source, short_side)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +169,9 @@ def _write_tables(
         begins = np.concatenate([[0], np.cumsum(sizes.prod(1) * 3)]).astype(np.int64)
         labelled = labels and bool(images.label_names)
         names = images.label_names if labelled else names
-        tables = [begins, sizes, *([images.labels(kept)] if labelled else [])]
+        tables = [begins, sizes]
+        if labelled:
+            tables.append(images.labels_or_none(kept) if isinstance(images, TableImages) else images.labels(kept))
         places = []
         for table in tables:
             file.write(b"\0" * (-file.tell() % 8))

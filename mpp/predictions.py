@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mpp.augment import normalise
+from mpp.errors import UserError
 from mpp.images import Images
 from mpp.loader import Batch
+from mpp.records import why_unwritable, writing
+
+_MOST_CLASSES = 1000  # in a confusion matrix that is drawn: memory grows with their square
 
 
 @dataclass(frozen=True)
@@ -85,14 +91,18 @@ def rank_of(labels: Tensor, scores: Tensor) -> Tensor:
     return (~(scores <= own) | (before & (scores == own))).sum(-1)
 
 
-def draw_confusion(predictions: Predictions, classes: list[str]) -> Tensor:
-    """Confusion matrix (rows: the true class, in % of it) beside the accuracy of each class: uint8 (3, H, W)."""
+def draw_confusion(predictions: Predictions, classes: list[str]) -> dict[str, Tensor]:
+    """Confusion matrix (rows: the true class, in % of it) beside the accuracy of each class: {"confusion": uint8
+    (1, 3, H, W)}, or nothing with more classes than a picture can show."""
+    if len(classes) > _MOST_CLASSES:
+        return {}
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = predictions.confusion(len(classes))
     shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = float(np.clip(0.5 * len(classes), 4, 16))
+    shown = [name.replace("$", r"\$") for name in classes]  # or matplotlib takes it for a formula
     figure = Figure(figsize=(1.6 * side + 2, side + 1), layout="constrained")
     matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1])
     matrix.imshow(shares, cmap="Blues", vmin=0, vmax=100)
@@ -100,17 +110,25 @@ def draw_confusion(predictions: Predictions, classes: list[str]) -> Tensor:
     bars.barh(np.arange(len(classes)), shares.diagonal(), color="tab:blue")
     bars.set(xlim=(0, 100), ylim=(len(classes) - 0.5, -0.5), title="told right, %")
     if len(classes) <= 40:
-        matrix.set_xticks(range(len(classes)), classes, rotation=90)
-        matrix.set_yticks(range(len(classes)), classes)
+        matrix.set_xticks(range(len(classes)), shown, rotation=90)
+        matrix.set_yticks(range(len(classes)), shown)
     bars.set_yticks([])
     if len(classes) <= 20:
         for row, column in np.ndindex(*shares.shape):
             shade = "white" if shares[row, column] > 50 else "black"
             matrix.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=8)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as boxes
+        canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # (H, W, 3)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    return {"confusion": torch.from_numpy(rearrange(pixels, "h w c -> 1 c h w").copy())}
+
+
+def refuse_unwritable(file: str | None) -> None:
+    """Raise UserError, before anything is computed, if --export-predictions cannot be written."""
+    if file and (reason := why_unwritable(Path(file).parent)):
+        raise UserError(f"--export-predictions {file} cannot be written ({reason})")
 
 
 def export(predictions: Predictions, images: Images, classes: list[str], file: str) -> None:
@@ -124,6 +142,7 @@ def export(predictions: Predictions, images: Images, classes: list[str], file: s
         "predicted": [classes[k] for k in predictions.predicted],
         "confidence": predictions.confidence.tolist(),
     }
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
     table = Dataset.from_dict(columns)
-    table.to_parquet(file) if file.endswith(".parquet") else table.to_csv(file)
+    with writing(Path(file)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(file) if file.endswith(".parquet") else table.to_csv(file)

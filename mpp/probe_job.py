@@ -130,6 +130,10 @@ def features_of(
 def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int) -> int:
     """The place in `features` of the layer whose ridge regression is best on a fifth of the training labels."""
     rest, held = hold_out(labels.numpy(), seed)
+    if not len(held):
+        raise UserError(
+            "--probe.layer all chooses on held-out training labels, and one a class leaves none: name a layer"
+        )
     accuracies = [
         ridge_top1(layer[rest], labels[rest], layer[held], labels[held], classes, FEW_SHOT_PENALTY)
         for layer in features
@@ -137,7 +141,9 @@ def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int
     return int(np.argmax(accuracies))
 
 
-def logistic_scores(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, seed: int) -> dict[str, float]:
+def logistic_scores(
+    x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, seed: int
+) -> dict[str, float | None]:
     """Logistic regression with the penalty chosen on a fifth of the training labels, then fitted on all of them."""
 
     def fit(some_x: Tensor, some_y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
@@ -147,7 +153,7 @@ def logistic_scores(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classe
     weights, biases = fit(x, y, penalty)
     scores = test_x @ weights + biases
     found = {"eval/top1": top_k(scores, test_y), "eval/top5": top_k(scores, test_y, 5)}
-    return found | {"logistic_penalty": penalty, "logistic_validation_top1": held_out}
+    return found | {"logistic_penalty": penalty, "logistic_validation_top1": held_out}  # none: nothing to choose by
 
 
 def few_shot_scores(

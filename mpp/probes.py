@@ -96,12 +96,14 @@ def choose_penalty(
     fit: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
     features: Tensor,
     labels: Tensor,
-    penalties: Iterable[float],
+    penalties: Sequence[float],
     seed: int,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """The L2 penalty with which `fit` (features, labels, penalty -> weights, biases) is best on a fifth of the training
-    images, and its accuracy there."""
+    images, and its accuracy there. With one label a class there is nothing to choose by: the middle one, and None."""
     rest, held = hold_out(labels.numpy(), seed)
+    if not len(held):
+        return penalties[len(penalties) // 2], None
     best = (0.0, -1.0)
     for penalty in penalties:
         weights, biases = fit(features[rest], labels[rest], penalty)

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mpp.config import LabelledData, Pretrain, height_width
+from mpp.errors import renamed
 from mpp.images import Images
 from mpp.labelled import draw_labels, open_fitted
 from mpp.loader import Subset, eval_loader, no_draws
@@ -24,7 +25,8 @@ class QuickProbe:
     def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str]) -> None:
         self.config, self.accelerator = config, accelerator
         data = LabelledData(path=config.eval.probe or "", label_column=config.eval.probe_label_column)
-        images = open_fitted(data, height_width(config.model.img_size), seed=0)
+        with renamed("--data.path", "--eval.probe"), renamed("--data.label-column", "--eval.probe-label-column"):
+            images = open_fitted(data, height_width(config.model.img_size), seed=0)
         self.classes = len(images.label_names or [])
         labels = images.labels(range(len(images)))
         # both from the training labels, so that what is chosen by the probe is not chosen by test labels

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpp.checks import check_compare, check_finetune, check_labelled, check_pretrain, check_probe
-from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, flat, parse
+from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, differences, flat, parse, write_toml
 from mpp.errors import UserError, run_command
 from recipes.finetune import main as finetune
 from recipes.linear_probe import main as linear_probe
@@ -180,6 +180,13 @@ def mutated(text: str, draw: random.Random) -> bytes:
         for _ in range(draw.choice([1, 20])):
             content[draw.randrange(len(content))] = draw.randrange(256)
     return bytes(content)
+
+
+def test_what_is_none_though_its_default_is_not_is_written_and_read_again(tmp_path):
+    config = parse(Compare, ["--finetune.eval.images", "None", "--probe.eval-images", "None"])
+    write_toml(config, tmp_path / "config.toml")
+    assert parse(Compare, ["--config", str(tmp_path / "config.toml")]).probe.eval_images is None
+    assert differences(tmp_path / "config.toml", config) == {}
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)

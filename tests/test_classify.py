@@ -21,7 +21,7 @@ from mpp.loop import running_mean
 from mpp.machine import start_accelerator
 from mpp.models import load_classifier
 from mpp.optim import build_optimizer
-from mpp.predictions import Predictions, rank_of
+from mpp.predictions import Predictions, draw_confusion, rank_of
 from mpp.records import read_metrics
 from recipes.finetune import main as finetune
 from recipes.supervised import main as supervised
@@ -249,6 +249,29 @@ def test_supervised_pretraining_exports_a_backbone_that_fine_tunes(tmp_path):
 def test_wrong_options_are_named(tmp_path, options, says):
     with pytest.raises(UserError, match=says):
         run(finetune, tmp_path / "run", *SHAPE, *options)
+
+
+def test_predictions_that_cannot_be_written_are_told_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"--export-predictions .*/file/p.csv cannot be written"):
+        run(finetune, tmp_path / "run", *SHAPE, "--export-predictions", str(tmp_path / "file" / "p.csv"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_with_one_split_is_measured_whole(tuned, tmp_path):
+    for name in ("star", "disk"):
+        path = tmp_path / "set" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(path)
+    result = run(finetune, tmp_path / "eval", "--init", str(tuned), "--eval-only", "--data.path", str(tmp_path / "set"))
+    assert result["eval_images"] == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_class_name_can_be_drawn():
+    found = Predictions(*np.array([[0, 1], [0, 1], [0, 1]]), np.ones(2), np.zeros(2), np.zeros(2))
+    assert draw_confusion(found, ["a$_$", "猫"])["confusion"].shape[:2] == (1, 3)
+    assert draw_confusion(found, [str(k) for k in range(1001)]) == {}
 
 
 def test_predictions_are_measured_as_scikit_learn_does():

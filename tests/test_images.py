@@ -299,6 +299,24 @@ def test_a_split_in_which_nothing_is_labelled_is_not_measured_on(tmp_path):
     assert packed == {"train": ["a", "b"], "test": None}
 
 
+@pytest.mark.parametrize("missing", [-1, None, float("nan")])
+def test_a_missing_label_of_plain_parquet_is_no_class(tmp_path, missing):
+    of = float if missing != missing else int
+    write_parquet(tmp_path / "train-0.parquet", image=encoded(1, 2, 3), label=[of(0), of(5), of(3)])
+    write_parquet(tmp_path / "validation-0.parquet", image=encoded(4, 5), label=[of(5), of(0)])
+    write_parquet(tmp_path / "test-0.parquet", image=encoded(6), label=pa.array([missing], pa.array([of(0)]).type))
+    assert load_images(str(tmp_path), "test").label_names is None
+    train, measured = open_labelled(LabelledData(path=str(tmp_path), cache=False), (8, 8), seed=0)
+    assert train.label_names == [str(of(k)) for k in (0, 3, 5)]
+    assert (train.labels(range(3)).tolist(), measured.labels(range(2)).tolist()) == ([0, 2, 1], [2, 0])
+
+
+def test_minus_one_and_one_are_classes(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", image=encoded(1, 2), label=[1, -1])
+    images = load_images(str(tmp_path))
+    assert (images.label_names, images.labels(range(2)).tolist()) == (["-1", "1"], [1, 0])
+
+
 def test_no_accuracy_is_measured_on_the_images_that_are_learnt(tmp_path):
     as_classes(tmp_path / "train-0.parquet", [0, 1])
     with pytest.raises(UserError, match=r"--data.eval-split train is the split that is trained on, too"):

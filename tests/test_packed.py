@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from mpp.config import LabelledData
@@ -50,6 +53,41 @@ def test_a_packed_set_has_the_images_labels_and_splits_of_its_source(source, tmp
         assert np.array_equal(packed.arrays([5, 2, 5]), np.stack([images[i] for i in (5, 2, 5)]))
         for ours, theirs in zip(packed.read(every), images, strict=True):
             assert np.array_equal(np.asarray(ours), theirs)
+
+
+def test_what_cannot_be_packed_is_told_in_one_line(source, tmp_path):
+    data = ["--data.path", str(source)]
+    with pytest.raises(UserError, match="--size -1 must not be negative"):
+        main([*data, "--out", str(tmp_path / "set.mpp"), "--size", "-1"])
+    with FileLock(tmp_path / "set.mpp.lock"), pytest.raises(UserError, match="is being packed by another process"):
+        main([*data, "--out", str(tmp_path / "set.mpp")])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"--out .*/file/set.mpp cannot be written"):
+        main([*data, "--out", str(tmp_path / "file" / "set.mpp")])
+
+
+def test_missing_labels_are_packed_as_missing_and_a_doubtful_column_is_told_first(tmp_path):
+    features = {"image": datasets.Image(), "fine": datasets.ClassLabel(names=["a", "b"])}
+    features["coarse"] = datasets.ClassLabel(names=["c", "d"])
+    image = Image.new("RGB", (4, 4))
+    rows = {"image": [image] * 3, "fine": [1, -1, 0], "coarse": [0, 0, 1]}
+    path, out = tmp_path / "set" / "train-0.parquet", str(tmp_path / "set.mpp")
+    path.parent.mkdir()
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(path)
+    with pytest.raises(UserError, match="several columns could hold the label: fine, coarse"):
+        main(["--data.path", str(path.parent), "--out", out])
+    assert not list(tmp_path.glob("set.mpp*"))
+    main(["--data.path", str(path.parent), "--out", out, "--data.label-column", "fine"])
+    packed = load_images(out)
+    assert packed.labels([2, 0]).tolist() == [0, 1]
+    with pytest.raises(UserError, match="train row 1 has no label"):
+        packed.labels([0, 1])
+
+
+def test_a_packed_file_in_the_home_folder_is_found(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["--data.path", str(source), "--out", str(tmp_path / "set.mpp")])
+    assert len(load_images("~/set.mpp", "test")) == 12
 
 
 def test_images_of_many_sizes_are_packed_and_large_ones_shrunk(tmp_path):
@@ -128,6 +166,34 @@ def test_a_damaged_image_is_named_while_its_set_is_packed_and_skipped_if_so_aske
     assert "pack" not in capsys.readouterr().out  # it is known by now
     assert files() == []
     assert not list((tmp_path / "cache").glob("*.partial*"))
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(source, tmp_path, monkeypatch, capsys):
+    files = cached(monkeypatch, tmp_path / "cache")
+    pretrain(tmp_path / "first", "--data.path", str(source))
+    assert len(files()) == 1
+
+    def read_only(*_args, **_options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("mpp.pack_cache.FileLock", read_only)
+    monkeypatch.setattr("mpp.pack_cache.forget", read_only)
+    pretrain(tmp_path / "second", "--data.path", str(source))
+    assert "not packed" not in capsys.readouterr().out  # what is there is read
+    monkeypatch.setenv("MPP_CACHE", str(tmp_path / "other"))
+    pretrain(tmp_path / "third", "--data.path", str(source))
+    assert "not packed into" in capsys.readouterr().out
+
+
+def test_a_user_without_a_home_trains(source, tmp_path, monkeypatch, capsys):
+    def homeless(_path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MPP_CACHE")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "expanduser", lambda path: homeless(path) if str(path).startswith("~") else path)
+        pretrain(tmp_path / "run", "--data.path", str(source))
+    assert "this user has no home folder; MPP_CACHE names one" in capsys.readouterr().out
 
 
 def test_a_damaged_image_that_is_not_wanted_stops_nothing(source, tmp_path, monkeypatch):

@@ -86,6 +86,24 @@ def test_a_fifth_of_every_class_is_held_out():
     assert np.bincount(np.repeat([0, 1, 2, 3], [90, 90, 5, 15])[rest]).tolist() == [72, 72, 4, 12]
 
 
+def test_of_every_class_something_is_left_to_fit_on():
+    rest, held = hold_out(np.repeat([0, 1, 2], [1, 1, 9]), seed=0)
+    assert np.unique(np.repeat([0, 1, 2], [1, 1, 9])[rest]).tolist() == [0, 1, 2]
+    assert len(held) == 2
+    rest, held = hold_out(np.arange(10), seed=0)
+    assert (len(rest), len(held)) == (10, 0)
+
+
+def test_one_label_a_class_leaves_nothing_to_choose_by(backbone, tmp_path):
+    options = ["--init", str(backbone), *OPTIONS, "--data.labels", "8", "--probe.shots", "1"]
+    reset_accelerate()
+    result = main([*options, "--output", str(tmp_path / "last")])
+    assert (result["logistic_penalty"], result["logistic_validation_top1"]) == (1e-3, None)
+    reset_accelerate()
+    with pytest.raises(UserError, match=r"--probe\.layer all chooses on held-out training labels"):
+        main([*options, "--output", str(tmp_path / "all"), "--probe.layer", "all"])
+
+
 def test_top_k_counts_labels_among_the_highest_scores():
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3], [0.2, 0.3, 0.4]])
     labels = torch.tensor([1, 2, 0])

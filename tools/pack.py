@@ -33,6 +33,8 @@ def main(args: list[str] | None = None) -> Path:
     config = tyro.cli(Pack, args=args)
     out = Path(config.out)
 
+    from filelock import FileLock, Timeout
+
     from mpp.images import load_images, split_names  # heavy imports come after --help
     from mpp.packing import fingerprint, pack, verify
 
@@ -40,14 +42,29 @@ def main(args: list[str] | None = None) -> Path:
         verify(config.out)
         print(f"{out} is as it was written")
         return out
+    if (config.size or 0) < 0:
+        raise UserError(f"--size {config.size} must not be negative")
     data = config.data
     columns = {"image_column": data.image_column, "label_column": data.label_column}
     splits = {name: load_images(data.path, name, **columns) for name in split_names(data.path)}  # type: ignore[arg-type]
-    if out.exists():
-        raise UserError(f"--out {out} exists; remove it, or give another name")
     short_side = 256 if config.size is None else config.size or None
     skip = data.on_error == "skip"
-    unreadable = pack(splits, out, fingerprint(splits), short_side, skip_unreadable=skip)
+    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            try:
+                if out.exists():
+                    raise UserError(f"--out {out} exists; remove it, or give another name")
+                unreadable = pack(splits, out, fingerprint(splits), short_side, skip_unreadable=skip)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(f"--out {out} is being packed by another process") from error
+    except OSError as error:
+        raise UserError(
+            f"--out {out} cannot be written ({error.strerror}); the same command goes on where it was"
+        ) from error
     count = sum(map(len, splits.values())) - len(unreadable)
     print(f"{out}: {count:,} images of {', '.join(splits)}, {out.stat().st_size / 2**20:,.1f} MiB")
     if unreadable:
