@@ -117,7 +117,18 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module 
         if not (path / AVERAGE).exists():
             raise UserError(f"{path} has no running mean of the weights to go on with; leave out --train.average")
         average.load_state_dict(load_file(path / AVERAGE))
-    optimizer.load_state_dict(torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True))
+    state = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
+    if _adaptive(state) != _adaptive(optimizer.state_dict()):
+        raise UserError(
+            f"{path} was saved with another --optim.name, whose running means this one cannot go on with; give the "
+            f"run's own, or another --output to begin anew"
+        )
+    optimizer.load_state_dict(state)
+
+
+def _adaptive(state: dict[str, Any]) -> list[bool]:
+    """Which groups of parameters of an optimiser (or of several as one) keep Adam's two means."""
+    return ["betas" in group for part in state.get("optimizers", [state]) for group in part["param_groups"]]
 
 
 def sha256_of_state(state: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def run_command(main: Callable[[], object]) -> NoReturn:
         main()
     except Exception as error:
         try:
-            line = str(error) if isinstance(error, UserError) else loss_of_a_process(error)
+            line = str(error) if isinstance(error, UserError) else loss_of_a_process(error) or lack_of_memory(error)
         except RuntimeError as late:  # PyTorch raises out of SIGCHLD, whatever is running, when a reading process dies
             line = loss_of_a_process(late)
         print(f"error{where}: {line or type(error).__name__}", file=sys.stderr, flush=True)
@@ -51,6 +51,16 @@ def _leave_to_the_main_thread(raised: threading.ExceptHookArgs) -> None:
     """Threads that write (TensorBoard's) hand a full disk on to whoever next has something to write: once will do."""
     if not isinstance(raised.exc_value, OSError):
         threading.__excepthook__(raised)
+
+
+def lack_of_memory(error: Exception) -> str | None:
+    """What to say if memory was too short for the model itself, whatever was being done; None if it was not that."""
+    from mpp.faults import is_out_of_memory  # heavy imports come after --help
+
+    if not is_out_of_memory(error):
+        return None
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"out of memory ({reason[:200]}); a smaller --model.variant or --model.img-size needs less"
 
 
 def loss_of_a_process(error: Exception) -> str | None:

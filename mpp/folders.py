@@ -81,7 +81,7 @@ def why_no_labels(path: str) -> str:
     if not os.path.isdir(folder) or (found := look_through(folder)).splits is None:
         return ""
     if len(found.depths) < 2:
-        return ": there is no folder a class"
+        return ": its images do not lie in two folders of classes, or more"
     (_, one), (_, other), *_ = sorted(found.depths.items())
     return f": folders are classes where all images lie at one depth, but {one} and {other} do not"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -167,7 +167,7 @@ def train(job: Job, config: Any, accelerator: Accelerator, share: Share, output:
     if options.compile:
         job.model.compile()
     model, optimizer = accelerator.prepare(job.model, optimizer)
-    bare = accelerator.unwrap_model(model)
+    bare = accelerator.unwrap_model(model, keep_torch_compile=False)  # compiled by Accelerate's own wish, if it is
     resumed: Positions = {int(lane): tuple(at) for lane, at in found[1]["positions"].items()} if found else {}
     if options.auto_batch:
         share = fitting(job, config, accelerator, bare, share, first, resumed)
@@ -418,9 +418,11 @@ def gather_dicts(accelerator: Accelerator, mine: dict[Any, Any]) -> dict[Any, An
 
 def how_to_resume(command: str, outcome: Outcome, output: Path) -> str:
     """What a run that was stopped says last."""
+    processes = PartialState().num_processes
+    launched = f" (with the launch options it began with: {processes} processes)" if processes > 1 else ""
     return (
         f"stopped at step {outcome.step}; resume with: accelerate launch {command} --config {output / 'config.toml'} "
-        f"--output {output} --resume"
+        f"--output {output} --resume{launched}"
     )
 
 

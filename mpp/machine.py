@@ -36,6 +36,12 @@ def start_accelerator(precision: str) -> Accelerator:
         precision == "auto" and gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if gpu and here > torch.cuda.device_count():
+        raise UserError(
+            f"{here} processes were launched on a machine with {torch.cuda.device_count()} GPU(s), and each needs its "
+            f"own: --num_processes {torch.cuda.device_count()}, or hide the GPUs with CUDA_VISIBLE_DEVICES= for the CPU"
+        )
     plugin = sharding.asked_for()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() and world_size > 1,
@@ -50,8 +56,9 @@ def start_accelerator(precision: str) -> Accelerator:
         raise UserError(f"{world_size} processes were launched, but {accelerator.num_processes} found each other")
     where = accelerator.device.type
     hint = ""
+    use_all_cores()
     if where == "cpu":
-        use_the_cpu_well()
+        keep_freed_memory()
         if plugin:
             sharding.shard_on_cpu(accelerator, plugin)
         where = f"the CPU with {torch.get_num_threads()} threads each"
@@ -90,18 +97,23 @@ def cores_a_process() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def use_the_cpu_well() -> None:
-    """Threads and memory for training on a CPU.
+def use_all_cores() -> None:
+    """Threads for what the CPU computes: training, or beside a GPU the probes of frozen features.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nothing else is said, which halves the speed on two
-    cores; a larger number is somebody's wish and stays. Keeping freed blocks of memory instead of giving them back to
-    the system after every tensor saves page faults: 10 to 30 % of a step of the nano model at batch 256 (glibc only).
+    cores; a larger number is somebody's wish and stays.
     """
     if int(os.environ.get("OMP_NUM_THREADS", 1)) == 1:
         torch.set_num_threads(cores_a_process())
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
-            libc.mallopt(m_mmap_threshold, 1 << 30)
-            libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def keep_freed_memory() -> None:
+    """Keep freed blocks of memory instead of giving them back to the system after every tensor, which saves page
+    faults: 10 to 30 % of a step of the nano model at batch 256 (glibc only)."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+    # glibc refuses more than 32 MiB in older versions; and if it took none, the other option alone would slow it down
+    if libc.mallopt(m_mmap_threshold, 1 << 30) or libc.mallopt(m_mmap_threshold, 32 << 20):
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)

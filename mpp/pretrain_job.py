@@ -190,6 +190,11 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
     splits = split_names(data.path)
     spare = [name for name in ("validation", "test") if name in splits and name != data.split]
     eval_split = data.eval_split or (spare[0] if spare else None)
+    if eval_split == data.split:
+        raise UserError(
+            f"--data.eval-split {eval_split} is the split that is trained on, too (--data.split); name another, or "
+            f"leave it out to hold some images out"
+        )
     if is_stream(data.path):
         return open_stream_splits(config, eval_split)
 

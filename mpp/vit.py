@@ -1,6 +1,7 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), its sizes and its position embeddings.
 
-Parameter names are timm's, so that weights move in either direction by name.
+Parameters are called as timm's, so that weights move in either direction; only `patch_embed` is a linear layer here and
+a convolution (`patch_embed.proj`) there.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class ViT(
             )
         if pos_init not in get_args(PosInit):
             raise ValueError(f"there is no pos_init {pos_init!r}; there are: {', '.join(get_args(PosInit))}")
-        if pos_init == "sincos" and self.embed_dim % 4:
+        if pos_init == "sincos" and pos_embed in ("1d", "2d") and self.embed_dim % 4:
             raise ValueError(f"pos_init sincos needs an embed_dim that is a multiple of 4, not {self.embed_dim}")
         self.pos_init = pos_init
         self.patch_size = patch_size

@@ -182,6 +182,18 @@ def mutated(text: str, draw: random.Random) -> bytes:
     return bytes(content)
 
 
+def test_a_model_that_memory_is_too_short_for_is_told_in_one_line(capsys):
+    def build() -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    with pytest.raises(SystemExit) as end:
+        run_command(build)
+    assert end.value.code == 2
+    assert re.fullmatch(
+        r"error: out of memory \(.*9 bytes\.\); a smaller --model\.variant .*\n", capsys.readouterr().err
+    )
+
+
 def test_what_is_none_though_its_default_is_not_is_written_and_read_again(tmp_path):
     config = parse(Compare, ["--finetune.eval.images", "None", "--probe.eval-images", "None"])
     write_toml(config, tmp_path / "config.toml")
@@ -236,7 +248,7 @@ def test_one_class_only_is_said_in_one_line(tmp_path, command):
     for name in ("train", "test"):
         put(folder / name / "cat" / "0.png", 1)
         put(folder / name / "cat" / "1.png", 2)
-    with pytest.raises(UserError, match=r"one class only|has no labels; --data\.label-column"):
+    with pytest.raises(UserError, match=r"one class only|has no labels: .*; --data\.label-column"):
         command(["--data.path", str(folder), "--output", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 

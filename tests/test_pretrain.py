@@ -17,11 +17,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpp import ViT
 from mpp.config import Pretrain, as_arguments, parse, read_toml
 from mpp.errors import UserError
+from mpp.machine import start_accelerator
 from mpp.pretrain import main
 from mpp.records import read_metrics
 
@@ -143,8 +145,6 @@ def test_the_result_has_the_last_evaluation_the_sizes_and_the_versions(finished)
 
 
 def test_the_backbone_is_the_encoder_of_the_last_checkpoint(finished):
-    from safetensors.torch import load_file
-
     vit = ViT.from_pretrained(finished / "backbone")
     trained = load_file(finished / "checkpoints" / "step_00000006" / "model.safetensors")
     for name, tensor in vit.state_dict().items():
@@ -285,6 +285,34 @@ def test_resume_of_another_model_is_refused_in_one_line(tmp_path):
     pretrain(tmp_path / "run")
     with pytest.raises(UserError, match="is of another model"):
         pretrain(tmp_path / "run", "--resume", "--resume-anyway", "--model.embed-dim", "64")
+
+
+@pytest.mark.parametrize(("first", "then"), [("muon", "adamw"), ("adamw", "sgd"), ("sgd", "adam")])
+def test_resume_with_another_optimiser_is_refused_in_one_line(tmp_path, first, then):
+    pretrain(tmp_path / "run", "--optim.name", first)
+    with pytest.raises(UserError, match=r"was saved with another --optim\.name"):
+        pretrain(tmp_path / "run", "--resume", "--resume-anyway", "--optim.name", then)
+
+
+def test_a_model_that_accelerate_compiles_is_saved_as_it_is(tmp_path, monkeypatch):
+    """As `accelerate launch --dynamo_backend`, or a file of its options, may ask for."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    pretrain(tmp_path / "run", "--train.steps", "4")
+    assert pretrain(tmp_path / "run", "--resume")[-1]["step"] == 6
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "run" / "backbone" / "model.safetensors"))
+
+
+def test_the_images_that_are_trained_on_are_not_held_out(tmp_path):
+    with pytest.raises(UserError, match=r"--data\.eval-split train is the split that is trained on, too"):
+        pretrain(tmp_path / "run", "--data.eval-split", "train")
+
+
+def test_more_processes_than_gpus_are_refused_with_both_ways_out(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"2 processes .* 1 GPU\(s\), .* --num_processes 1, .* CUDA_VISIBLE_DEVICES="):
+        start_accelerator("fp32")
 
 
 def test_resume_without_a_checkpoint_starts_fresh(finished, tmp_path):

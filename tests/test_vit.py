@@ -532,6 +532,14 @@ def assert_same_model(ours: ViT, theirs: ViT) -> None:
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
+@pytest.mark.parametrize("pos_embed", ["none", "relative"])
+def test_a_way_for_positions_to_start_that_is_not_used_refuses_nothing(pos_embed: str) -> None:
+    vit = ViT(
+        "nano", img_size=8, patch_size=4, embed_dim=30, num_heads=3, depth=1, pos_embed=pos_embed, pos_init="sincos"
+    )
+    assert vit(torch.zeros(1, 3, 8, 8)).shape[-1] == 30
+
+
 @pytest.mark.parametrize("pos_embed", POS_EMBEDS)
 def test_a_saved_model_loads_bit_for_bit(pos_embed: str, tmp_path: Path) -> None:
     vit = tiny_vit(pos_embed, img_size=(16, 24), in_chans=1, mlp_ratio=2.0)

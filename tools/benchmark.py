@@ -35,7 +35,7 @@ from mpp.errors import UserError, run_command
 from mpp.flops import flops_an_image, peak_flops
 from mpp.images import load_images
 from mpp.loader import Share, View, no_draws, train_loader
-from mpp.machine import use_the_cpu_well as use_cpu_well
+from mpp.machine import keep_freed_memory, use_all_cores
 from mpp.models import MaskedPatchModel
 from mpp.packing import pack
 from mpp.targets import make_target
@@ -111,13 +111,13 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     if config.quick:
         config.rounds = min(config.rounds, 5)
     if config.memory_of == BARE:
-        use_the_cpu_well(device)
+        train_well_on(device)
         train_bare(config, device)
         return {}
     if config.memory_of:
         print(peak_memory_here(config, device))
         return {}
-    use_the_cpu_well(device)
+    train_well_on(device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"machine": machine(device), "options": vars(config).copy()}
@@ -162,7 +162,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
                 print(f"left out: {name} ({error})")
                 break
             except Exception as error:  # a peer that does not compile is said so, and is no fault of the benchmark
-                print(f"left out: {title} ({str(error).splitlines()[0]})")
+                print(f"left out: {title} ({next(iter(str(error).splitlines()), type(error).__name__)})")
                 continue
             steps[title] = step
             rows.append(Measured(title))
@@ -395,7 +395,7 @@ def memory_of(config: Benchmark, name: str) -> float | None:
 
 def peak_memory_here(config: Benchmark, device: torch.device) -> float:
     """What two steps add to this process, at the most."""
-    use_the_cpu_well(device)
+    train_well_on(device)
     name = config.memory_of or ""
     compiled = name.endswith(", compiled")
     step = CONTENDERS[name.removesuffix(", compiled")](config, device, compiled)
@@ -463,7 +463,7 @@ def measure_loader(config: Benchmark, device: torch.device, out: Path) -> dict[s
                     for row in rows
                 ],
             )
-    use_the_cpu_well(device)
+    train_well_on(device)
     return found
 
 
@@ -577,10 +577,10 @@ def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict
             size += ["--optim.lr", "1e-4"]
             size += ["--augment.crop", "resized", "--data.path", str(root / "photos"), "--train.log-every", "20"]
             runs[f"{config.variant}/16, JPEGs of 500 x 375"] = size
-        found = {
-            title: run_training(root / str(number), steps, options)
-            for number, (title, options) in enumerate(runs.items())
-        }
+        found: dict[str, dict[str, float]] = {}
+        for title, options in reversed(runs.items()):  # the larger first, and each told at once, lest time be up
+            found[title] = run_training(root / str(len(found)), steps, options)
+            print(f"{title}: {found[title]}", flush=True)
     show(
         f"mpp/pretrain.py, {steps} steps",
         ["", "images/s", "waiting for data", "MFU", "whole command"],
@@ -660,7 +660,8 @@ def said_by(line: list[str], title: str) -> str:
     """What Python prints with these arguments, in its own process. Raises UserError with its last line if it fails."""
     done = subprocess.run([sys.executable, *line], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{title} failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"{title} failed: {said[-1]}")
     return done.stdout
 
 
@@ -774,10 +775,11 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def use_the_cpu_well(device: torch.device) -> None:
-    """The settings that training has on a CPU, for all contenders."""
+def train_well_on(device: torch.device) -> None:
+    """The settings that training has, for all contenders."""
+    use_all_cores()
     if device.type == "cpu":
-        use_cpu_well()
+        keep_freed_memory()
 
 
 def machine(device: torch.device) -> dict[str, Any]:

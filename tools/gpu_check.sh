@@ -6,7 +6,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
 mkdir -p "$out"
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$PWD/$out/inductor}" # compiled once, the second time too
+out=$(cd "$out" && pwd)
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$out/inductor}" # compiled once, the second time too
 measure() { # limit in seconds, name, options
     local limit=$1 name=$2
     shift 2
@@ -16,10 +17,10 @@ measure() { # limit in seconds, name, options
 
 {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-    measure 260 step-B --parts step --variant B --batch-size 128 --rounds 3
-    measure 100 train-B --parts train --variant B --batch-size 256 --steps 400
+    measure 250 step-B --parts step --variant B --batch-size 128 --rounds 3
+    measure 130 train-B --parts train --variant B --batch-size 256 --steps 120
     measure 50 batch-B --parts batch --variant B --batch-size 128 --rounds 2
-    measure 90 step-L --parts step --variant L --batch-size 64 --rounds 3 --contenders ours
-    measure 60 step-S --parts step --variant S --batch-size 256 --rounds 3 --contenders ours
+    measure 80 step-L --parts step --variant L --batch-size 64 --rounds 3 --contenders ours
+    measure 50 step-S --parts step --variant S --batch-size 256 --rounds 3 --contenders ours
     measure 40 size --parts size --quick
 } 2>&1 | tee "$out/log.txt"

@@ -156,6 +156,11 @@ def _without_speeds(line: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if not name.startswith("speed/")}
 
 
+def last_line(log: Path) -> str:
+    """The last thing that a run said."""
+    return next(reversed(log.read_text(errors="replace").strip().splitlines()), "it said nothing")
+
+
 def torture(options: Options, work: Path) -> Tally:
     """Kill `options.kills` times and compare what came of it; every folder stays in `work`."""
     rng, tally, log = random.Random(options.seed), Tally(), work / "output.txt"
@@ -166,7 +171,7 @@ def torture(options: Options, work: Path) -> Tally:
         process.join()
         seconds = time.monotonic() - started
         if process.exitcode:
-            raise UserError(f"the run that nobody killed ended with exit code {process.exitcode}: see {log}")
+            raise UserError(f"the run that nobody killed ended with exit code {process.exitcode}: {last_line(log)}")
     number = 0
     while tally.kills < options.kills:
         number, done = number + 1, False
@@ -190,7 +195,7 @@ def torture(options: Options, work: Path) -> Tally:
                     checkpoints.latest(folder / "checkpoints")
                 tally.differences += [str(warning.message) for warning in found]
             elif process.exitcode:
-                raise UserError(f"a run ended with exit code {process.exitcode}: see {log}")
+                raise UserError(f"a run ended with exit code {process.exitcode}: {last_line(log)}")
             done = not killed
         compare(folder, reference, tally)
     return tally
