@@ -118,17 +118,19 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module 
             raise UserError(f"{path} has no running mean of the weights to go on with; leave out --train.average")
         average.load_state_dict(load_file(path / AVERAGE))
     state = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
-    if _adaptive(state) != _adaptive(optimizer.state_dict()):
+    if _means(state) != _means(optimizer.state_dict()):
         raise UserError(
-            f"{path} was saved with another --optim.name, whose running means this one cannot go on with; give the "
-            f"run's own, or another --output to begin anew"
+            f"{path} was saved with another --optim.name (or --optim.layer-decay), whose running means this one cannot "
+            f"go on with; give the run's own, or another --output to begin anew"
         )
     optimizer.load_state_dict(state)
 
 
-def _adaptive(state: dict[str, Any]) -> list[bool]:
-    """Which groups of parameters of an optimiser (or of several as one) keep Adam's two means."""
-    return ["betas" in group for part in state.get("optimizers", [state]) for group in part["param_groups"]]
+def _means(state: dict[str, Any]) -> list[list[tuple[int, bool]]]:
+    """Of an optimiser, or of several as one: how many parameters each group has, and whether it keeps Adam's two means
+    of them."""
+    parts = state.get("optimizers", [state])
+    return [[(len(group["params"]), "betas" in group) for group in part["param_groups"]] for part in parts]
 
 
 def sha256_of_state(state: dict[str, Any]) -> str:

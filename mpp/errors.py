@@ -60,7 +60,7 @@ def lack_of_memory(error: Exception) -> str | None:
     if not is_out_of_memory(error):
         return None
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"out of memory ({reason[:200]}); a smaller --model.variant or --model.img-size needs less"
+    return f"out of memory ({reason[:200]}); a smaller model, image size or batch needs less"
 
 
 def loss_of_a_process(error: Exception) -> str | None:

@@ -50,7 +50,7 @@ def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, An
 def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Fine-tune; returns what result.json says (nothing if the run was stopped)."""
     output = prepare_output(config, "finetune", config.resume, accelerator)
-    refuse_unwritable(config.export_predictions)
+    refuse_unwritable(config.export_predictions, accelerator)
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
@@ -89,7 +89,7 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
     """Measure a fine-tuned model on a labelled set without training; returns what result.json says."""
     started = time.perf_counter()
     output = prepare_output(config, "evaluate", False, accelerator)
-    refuse_unwritable(config.export_predictions)
+    refuse_unwritable(config.export_predictions, accelerator)
     refuse_shape_options(config.init, config.model)
     model = load_classifier(config.init)
     fitted(model.vit, config.model.img_size)

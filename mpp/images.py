@@ -210,8 +210,8 @@ def _load_table(path: str, split: str) -> Dataset:
 
 def source_of(path: str) -> tuple[str, dict[str, Any]]:
     """What `datasets.load_dataset` takes for a path: its first argument and options."""
-    here = Path(path).expanduser()
     with naming_the_source(path):
+        here = Path(path).expanduser()
         if here.is_dir():
             if not any(here.iterdir()):
                 raise UserError(f"--data.path {path} is an empty folder")
@@ -262,9 +262,12 @@ def _values_in_all_splits(path: str, label: str) -> list:
     tables = [_load_table(path, split) for split in split_names(path)]
     if not all(isinstance(table.features.get(label), datasets.Value) for table in tables):
         raise UserError(f"--data.label-column {label}: it holds no numbers or words in some split of {path}")
-    values = {value for table in tables for value in table.unique(label) if value is not None and value == value}
-    unlabelled = {-1} if values != {-1, 1} else set()  # how many published sets mark a missing label
-    return sorted(values - unlabelled)
+    of_split = [{v for v in table.unique(label) if v is not None and v == v} for table in tables]
+    values = set().union(*of_split)
+    if not values or isinstance(next(iter(values)), str) or min(values) != -1:
+        return sorted(values)
+    # -1 is how many sets mark a missing label, where classes are counted from 0, or a split has no others
+    return sorted(values - {-1} if max(values) > 1 or {-1} in of_split else values)
 
 
 def _names_splits(feature: Any) -> bool:

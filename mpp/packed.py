@@ -103,12 +103,16 @@ class PackedImages:
         return found
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
-        if self.part.labels is None:
-            raise UserError(f"{self.path} was packed without labels")
-        found = np.array(self._array(self.part.labels, (self.part.count,))[np.asarray(indices, dtype=np.int64)])
+        found = self.labels_or_none(indices)
         if (found < 0).any():
             raise UserError(f"{self.where(indices[int(np.argmin(found))])} has no label; name another split")
         return found
+
+    def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
+        """As `labels`, with -1 where there is none."""
+        if self.part.labels is None:
+            raise UserError(f"{self.path} was packed without labels")
+        return np.array(self._array(self.part.labels, (self.part.count,))[np.asarray(indices, dtype=np.int64)])
 
     def where(self, index: int) -> str:
         return f"{self.path}, {self.split} row {index}"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mpp.decode import Unreadable, pixels, size_as_seen
 from mpp.errors import UserError
-from mpp.images import Images, TableImages
+from mpp.images import Images
 from mpp.packed import MAGIC, PackedSplit, read_header
 
 _AT_ONCE = 256  # images read and written together
@@ -111,7 +111,7 @@ def _drafts(out: Path) -> tuple[Path, Path]:
 def verify(path: str) -> None:
     """Compare a packed file's content with its checksum; raises UserError if it is not what was written."""
     header = read_header(path)
-    with Path(path).open("rb") as file:
+    with Path(path).expanduser().open("rb") as file:
         file.seek(-16, os.SEEK_END)
         at, _ = struct.unpack("<Q8s", file.read(16))
         if _sha256_of(file, at, progress=True) != header["sha256"]:
@@ -171,7 +171,7 @@ def _write_tables(
         names = images.label_names if labelled else names
         tables = [begins, sizes]
         if labelled:
-            tables.append(images.labels_or_none(kept) if isinstance(images, TableImages) else images.labels(kept))
+            tables.append(getattr(images, "labels_or_none", images.labels)(kept))
         places = []
         for table in tables:
             file.write(b"\0" * (-file.tell() % 8))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -125,9 +125,12 @@ def draw_confusion(predictions: Predictions, classes: list[str]) -> dict[str, Te
     return {"confusion": torch.from_numpy(rearrange(pixels, "h w c -> 1 c h w").copy())}
 
 
-def refuse_unwritable(file: str | None) -> None:
-    """Raise UserError, before anything is computed, if --export-predictions cannot be written."""
-    if file and (reason := why_unwritable(Path(file).parent)):
+def refuse_unwritable(file: str | None, accelerator: Accelerator) -> None:
+    """Raise UserError on all processes, before anything is computed, if --export-predictions cannot be written."""
+    reason = None
+    if file and accelerator.is_main_process:  # alone, because it tries folders out
+        reason = "it is a folder" if Path(file).is_dir() else why_unwritable(Path(file).parent)
+    if reason := broadcast_object_list([reason])[0]:
         raise UserError(f"--export-predictions {file} cannot be written ({reason})")
 
 

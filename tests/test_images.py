@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import warnings
 import zlib
 
 import datasets
@@ -160,6 +161,11 @@ def test_a_class_called_like_a_split_is_a_class(tmp_path):
     ("files", "splits"),
     [
         (["bus/0", "cat/0", "train/0"], {"train": 3}),  # classes, no split
+        (["bus/0", "test_tube/0", "train/0"], {"train": 3}),
+        (["unlabeled2017/0", "val2017/0", "test2017/0"], {"train": 1, "validation": 1, "test": 1}),
+        (["images/0", "val/0"], {"train": 1, "validation": 1}),
+        (["train-1", "train-2", "test-1", "mean"], {"train": 2, "test": 1}),
+        (["images/train/0", "images/val/0", "test/0"], {"train": 1, "validation": 1}),
         (["a", "b", "steam-train-1"], {"train": 3}),
         (["train_1", "train_2", "test_1"], {"train": 2, "test": 1}),
         (["images/train/0", "images/val/0"], {"train": 1, "validation": 1}),
@@ -171,7 +177,42 @@ def test_a_class_called_like_a_split_is_a_class(tmp_path):
 def test_folders_say_what_the_splits_are(tmp_path, files, splits):
     for file in files:
         put(tmp_path / f"{file}.png", 1)
-    assert {split: len(load_images(str(tmp_path), split)) for split in split_names(str(tmp_path))} == splits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is left out, see below
+        assert {split: len(load_images(str(tmp_path), split)) for split in split_names(str(tmp_path))} == splits
+
+
+def test_a_folder_called_like_a_split_that_is_taken_for_none_is_named(tmp_path):
+    for file in ("bus/0", "test_tube/0"):
+        put(tmp_path / f"{file}.png", 1)
+    with pytest.warns(UserWarning, match="the folder test_tube is taken for images to train on"):
+        assert load_images(str(tmp_path)).label_names == ["bus", "test_tube"]
+
+
+def test_a_card_says_what_the_splits_are(tmp_path):
+    for file in ("a/0", "b/0", "b/1"):
+        put(tmp_path / f"{file}.png", 1)
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: a/*\n"
+    (tmp_path / "README.md").write_text(card + "  - split: test\n    path: b/*\n---\n# A set\n")
+    assert {split: len(load_images(str(tmp_path), split)) for split in split_names(str(tmp_path))} == {
+        "train": 1,
+        "test": 2,
+    }
+
+
+def test_a_folder_that_gets_another_split_has_it_at_once(tmp_path):
+    put(tmp_path / "train" / "0.png", 1)
+    assert split_names(str(tmp_path)) == ["train"]
+    put(tmp_path / "test" / "0.png", 1)
+    assert split_names(str(tmp_path)) == ["train", "test"]
+
+
+def test_a_link_to_a_folder_is_named(tmp_path):
+    put(tmp_path / "set" / "cat" / "0.png", 1)
+    put(tmp_path / "dog" / "0.png", 1)
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "dog")
+    with pytest.warns(UserWarning, match=r"1 files are left out, the first: .*/set/dog \(a link to a folder"):
+        assert len(load_images(str(tmp_path / "set"))) == 1
 
 
 def test_what_lies_beside_the_splits_is_named(tmp_path):
@@ -311,10 +352,12 @@ def test_a_missing_label_of_plain_parquet_is_no_class(tmp_path, missing):
     assert (train.labels(range(3)).tolist(), measured.labels(range(2)).tolist()) == ([0, 2, 1], [2, 0])
 
 
-def test_minus_one_and_one_are_classes(tmp_path):
-    write_parquet(tmp_path / "train-0.parquet", image=encoded(1, 2), label=[1, -1])
+@pytest.mark.parametrize("labels", [[1, -1], [1, -1, 0], [-2, -1, 5]])
+def test_minus_one_can_be_a_class(tmp_path, labels):
+    write_parquet(tmp_path / "train-0.parquet", image=encoded(*range(len(labels))), label=labels)
     images = load_images(str(tmp_path))
-    assert (images.label_names, images.labels(range(2)).tolist()) == (["-1", "1"], [1, 0])
+    assert images.label_names == [str(label) for label in sorted(labels)]
+    assert images.labels(range(len(labels))).tolist() == [sorted(labels).index(label) for label in labels]
 
 
 def test_no_accuracy_is_measured_on_the_images_that_are_learnt(tmp_path):

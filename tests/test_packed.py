@@ -62,7 +62,7 @@ def test_what_cannot_be_packed_is_told_in_one_line(source, tmp_path):
     with FileLock(tmp_path / "set.mpp.lock"), pytest.raises(UserError, match="is being packed by another process"):
         main([*data, "--out", str(tmp_path / "set.mpp")])
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"--out .*/file/set.mpp cannot be written"):
+    with pytest.raises(UserError, match=r"packing into --out .*/file/set.mpp ended"):
         main([*data, "--out", str(tmp_path / "file" / "set.mpp")])
 
 
@@ -82,6 +82,9 @@ def test_missing_labels_are_packed_as_missing_and_a_doubtful_column_is_told_firs
     assert packed.labels([2, 0]).tolist() == [0, 1]
     with pytest.raises(UserError, match="train row 1 has no label"):
         packed.labels([0, 1])
+    again = str(tmp_path / "smaller.mpp")
+    main(["--data.path", out, "--out", again, "--size", "2"])
+    assert load_images(again).labels([2, 0]).tolist() == [0, 1]
 
 
 def test_a_packed_file_in_the_home_folder_is_found(source, tmp_path, monkeypatch):

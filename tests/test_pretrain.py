@@ -311,6 +311,7 @@ def test_more_processes_than_gpus_are_refused_with_both_ways_out(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # which a launcher sets that gives each process its own
     with pytest.raises(UserError, match=r"2 processes .* 1 GPU\(s\), .* --num_processes 1, .* CUDA_VISIBLE_DEVICES="):
         start_accelerator("fp32")
 

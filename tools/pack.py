@@ -51,20 +51,21 @@ def main(args: list[str] | None = None) -> Path:
     skip = data.on_error == "skip"
     lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with lock:
-            try:
-                if out.exists():
-                    raise UserError(f"--out {out} exists; remove it, or give another name")
-                unreadable = pack(splits, out, fingerprint(splits), short_side, skip_unreadable=skip)
-            finally:
-                Path(lock.lock_file).unlink(missing_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise UserError(f"--out {out} is being packed by another process") from error
+    except (OSError, NotImplementedError):  # a file system without locks; whether it can be written, `pack` will find
+        pass
+    try:
+        if out.exists():
+            raise UserError(f"--out {out} exists; remove it, or give another name")
+        unreadable = pack(splits, out, fingerprint(splits), short_side, skip_unreadable=skip)
     except OSError as error:
-        raise UserError(
-            f"--out {out} cannot be written ({error.strerror}); the same command goes on where it was"
-        ) from error
+        raise UserError(f"packing into --out {out} ended ({error}); the same command goes on where it was") from error
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
     count = sum(map(len, splits.values())) - len(unreadable)
     print(f"{out}: {count:,} images of {', '.join(splits)}, {out.stat().st_size / 2**20:,.1f} MiB")
     if unreadable:
