@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from mpp.checks import check_compare, check_finetune, check_labelled, check_pretrain, check_probe
+from mpp.compare_job import adopt
 from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, differences, flat, parse, write_toml
 from mpp.errors import UserError, run_command
+from mpp.images import naming_the_source
 from recipes.finetune import main as finetune
 from recipes.linear_probe import main as linear_probe
 from tests.test_images import put
@@ -180,6 +183,20 @@ def mutated(text: str, draw: random.Random) -> bytes:
         for _ in range(draw.choice([1, 20])):
             content[draw.randrange(len(content))] = draw.randrange(256)
     return bytes(content)
+
+
+def test_a_path_is_named_by_the_option_that_gave_it(tmp_path):
+    with pytest.raises(UserError, match=r"^--eval\.probe \./nothere does not exist$"):
+        pretrain(tmp_path / "run", "--eval.probe", "./nothere")
+    with pytest.raises(UserError, match=r"^--mpp \./nothere "):
+        adopt(Compare(mpp="./nothere", supervised="none"))
+    with pytest.raises(UserError, match=r"^--data\.path ~nobody-of-that-name/x "):
+        pretrain(tmp_path / "run", "--data.path", "~nobody-of-that-name/x")
+
+
+def test_a_table_that_cannot_be_written_names_the_way_out():
+    with pytest.raises(UserError, match=r"Read-only file system.*HF_HOME names another"), naming_the_source("some/set"):
+        raise OSError(errno.EROFS, "Read-only file system")
 
 
 def test_a_model_that_memory_is_too_short_for_is_told_in_one_line(capsys):

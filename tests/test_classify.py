@@ -189,6 +189,14 @@ def test_learning_rates_are_tried_on_training_labels_and_the_best_is_used(tmp_pa
     assert list((tmp_path / "run" / "tensorboard").rglob("events*"))  # its own, beside those of the trials
 
 
+def test_a_rate_cannot_be_chosen_with_one_label_a_class(tmp_path):
+    reset_accelerate()
+    with pytest.raises(
+        UserError, match=r"--optim\.lr-grid chooses on held-out training labels, and one a class leaves"
+    ):
+        finetune([*SMALL, *SHAPE, "--output", str(tmp_path), "--data.labels", "8", "--optim.lr-grid", "1e-3", "1e-2"])
+
+
 def test_a_rate_at_which_training_diverges_loses_to_the_others(tmp_path, capsys):
     grid = ["--optim.name", "sgd", "--optim.clip-norm", "0", "--optim.lr-grid", "1e-3", "1e20"]
     result = run(finetune, tmp_path / "run", *SHAPE, *grid)
