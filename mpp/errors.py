@@ -18,6 +18,11 @@ class UserError(Exception):
         return " ".join(super().__str__().splitlines())  # one line, whatever was given as a value
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextmanager
 def renamed(option: str, here: str) -> Iterator[None]:
     """Have a UserError name an option (or a part of its name) as the command at hand calls it."""
@@ -59,8 +64,7 @@ def lack_of_memory(error: Exception) -> str | None:
 
     if not is_out_of_memory(error):
         return None
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"out of memory ({reason[:200]}); a smaller model, image size or batch needs less"
+    return f"out of memory ({first_line(error)[:200]}); a smaller model, image size or batch needs less"
 
 
 def loss_of_a_process(error: Exception) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mpp.decode import Unreadable, open_image, printable
-from mpp.errors import UserError
+from mpp.errors import UserError, first_line
 from mpp.folders import look_through
 from mpp.packed import PackedImages, is_packed, read_header
 from mpp.shapes import LABELS, SPLITS, Shapes
@@ -244,7 +244,7 @@ def naming_the_source(path: str) -> Iterator[None]:
         cause: BaseException = error
         while str(cause).startswith("An error occurred while generating") and cause.__cause__:
             cause = cause.__cause__  # what `datasets` says of everything
-        reason = printable(next(iter(str(cause).strip().splitlines()), type(cause).__name__))
+        reason = printable(first_line(cause))
         if isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"--data.path {path}: the table of its images cannot be written ({reason}); HF_HOME names another place"

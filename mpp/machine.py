@@ -37,11 +37,12 @@ def start_accelerator(precision: str) -> Accelerator:
     )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    alone = torch.cuda.device_count() == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # a launcher gave each its own
-    if gpu and here > torch.cuda.device_count() and not alone:
+    gpus = torch.cuda.device_count() if gpu else 0
+    own = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # a launcher gave each process its own
+    if gpu and here > gpus and not own:
         raise UserError(
-            f"{here} processes were launched on a machine with {torch.cuda.device_count()} GPU(s), and each needs its "
-            f"own: --num_processes {torch.cuda.device_count()}, or hide the GPUs with CUDA_VISIBLE_DEVICES= for the CPU"
+            f"{here} processes were launched on a machine with {gpus} GPU(s), and each needs its own: --num_processes "
+            f"{gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= for the CPU"
         )
     plugin = sharding.asked_for()
     accelerator = Accelerator(

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from mpp.augment import normalise
 from mpp.corrupt import Corruption, draw_corruption
 from mpp.draws import Numbers, Purpose
-from mpp.errors import UserError, run_command
+from mpp.errors import UserError, first_line, run_command
 from mpp.flops import flops_an_image, peak_flops
 from mpp.images import load_images
 from mpp.loader import Share, View, no_draws, train_loader
@@ -162,7 +162,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
                 print(f"left out: {name} ({error})")
                 break
             except Exception as error:  # a peer that does not compile is said so, and is no fault of the benchmark
-                print(f"left out: {title} ({next(iter(str(error).splitlines()), type(error).__name__)})")
+                print(f"left out: {title} ({first_line(error)})")
                 continue
             steps[title] = step
             rows.append(Measured(title))
