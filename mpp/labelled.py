@@ -16,15 +16,19 @@ from mpp.streams import NO_LABELS, is_stream
 
 def open_labelled(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> tuple[Images, Images]:
     """The labelled images to fit on (`open_fitted`), and those to be measured on (`open_measured`)."""
-    if data.eval_split == data.split:
-        raise UserError(
-            f"--data.eval-split {data.eval_split} is the split that is trained on, too (--data.split): an accuracy on "
-            f"images that were learnt says nothing; name another"
-        )
+    refuse_the_trained_split(data, "an accuracy on images that were learnt says nothing; name another")
     train, test = open_fitted(data, size, seed, seen), open_measured(data, size)
     if train.label_names != test.label_names:
         raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
     return train, test
+
+
+def refuse_the_trained_split(data: Data, advice: str) -> None:
+    """Raise UserError if what is trained on was asked for as held out."""
+    if data.eval_split == data.split:
+        raise UserError(
+            f"--data.eval-split {data.eval_split} is the split that is trained on, too (--data.split): {advice}"
+        )
 
 
 def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> Images:

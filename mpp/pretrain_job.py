@@ -20,7 +20,7 @@ from mpp.draws import Numbers, Purpose, generator
 from mpp.errors import UserError
 from mpp.flops import flops_an_image
 from mpp.images import Images, load_images, split_names
-from mpp.labelled import at_most, take_fraction
+from mpp.labelled import at_most, refuse_the_trained_split, take_fraction
 from mpp.loader import Batch, Share, Subset, View, eval_loader, train_loader
 from mpp.loop import Outcome, how_to_resume, images_seen, prepare_output, readable, share_of, to_device, train
 from mpp.machine import workers_of
@@ -190,11 +190,7 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
     splits = split_names(data.path)
     spare = [name for name in ("validation", "test") if name in splits and name != data.split]
     eval_split = data.eval_split or (spare[0] if spare else None)
-    if eval_split == data.split:
-        raise UserError(
-            f"--data.eval-split {eval_split} is the split that is trained on, too (--data.split); name another, or "
-            f"leave it out to hold some images out"
-        )
+    refuse_the_trained_split(data, "name another, or leave it out to hold some images out")
     if is_stream(data.path):
         return open_stream_splits(config, eval_split)
 
