@@ -6,24 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpp.corrupt import Corruption as Corruption
-    from mpp.corrupt import draw_corruption as draw_corruption
-    from mpp.images import load_images as load_images
-    from mpp.models import Classifier as Classifier
-    from mpp.models import MaskedPatchModel as MaskedPatchModel
-    from mpp.targets import make_target as make_target
-    from mpp.vit import VARIANTS as VARIANTS
-    from mpp.vit import ViT as ViT
+    from mpp.data.images import load_images as load_images
+    from mpp.methods.classify import Classifier as Classifier
+    from mpp.methods.corrupt import Corruption as Corruption
+    from mpp.methods.corrupt import draw_corruption as draw_corruption
+    from mpp.methods.masked_patches import MaskedPatchModel as MaskedPatchModel
+    from mpp.methods.targets import make_target as make_target
+    from mpp.models.vit import VARIANTS as VARIANTS
+    from mpp.models.vit import ViT as ViT
 
 _HOMES = {
-    "ViT": "vit",
-    "VARIANTS": "vit",
-    "MaskedPatchModel": "models",
-    "Classifier": "models",
-    "Corruption": "corrupt",
-    "draw_corruption": "corrupt",
-    "make_target": "targets",
-    "load_images": "images",
+    "ViT": "models.vit",
+    "VARIANTS": "models.vit",
+    "MaskedPatchModel": "methods.masked_patches",
+    "Classifier": "methods.classify",
+    "Corruption": "methods.corrupt",
+    "draw_corruption": "methods.corrupt",
+    "make_target": "methods.targets",
+    "load_images": "data.images",
 }
 __all__ = [
     "VARIANTS",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mpp.checks import check_pretrain
 from mpp.config import Pretrain, parse
-from mpp.errors import run_command
+from mpp.config.checks import check_pretrain
+from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
@@ -12,8 +12,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     config = parse(Pretrain, args)
     check_pretrain(config)
 
-    from mpp.machine import start_accelerator  # heavy imports come after --help and the checks
-    from mpp.pretrain_job import run_pretraining
+    from mpp.commands.pretrain import run_pretraining
+    from mpp.run.machine import start_accelerator  # heavy imports come after --help and the checks
 
     accelerator = start_accelerator(config.train.precision)
     outcome = run_pretraining(config, accelerator)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpp.checks import check_compare
 from mpp.config import Compare, parse
-from mpp.errors import run_command
+from mpp.config.checks import check_compare
+from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> Path | None:
@@ -14,8 +14,8 @@ def main(args: list[str] | None = None) -> Path | None:
     config = parse(Compare, args)
     check_compare(config)
 
-    from mpp.compare_job import run_comparison  # heavy imports come after --help and the checks
-    from mpp.machine import start_accelerator
+    from mpp.comparison.compare import run_comparison  # heavy imports come after --help and the checks
+    from mpp.run.machine import start_accelerator
 
     accelerator = start_accelerator(config.finetune.train.precision)
     output = run_comparison(config, accelerator)

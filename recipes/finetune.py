@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpp.checks import check_finetune
 from mpp.config import FineTune, parse
-from mpp.errors import run_command
+from mpp.config.checks import check_finetune
+from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
@@ -14,8 +14,11 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     config = parse(FineTune, args)
     check_finetune(config)
 
-    from mpp.finetune_job import run_evaluation, run_finetuning  # heavy imports come after --help and the checks
-    from mpp.machine import start_accelerator
+    from mpp.commands.finetune import (
+        run_evaluation,  # heavy imports come after --help and the checks
+        run_finetuning,
+    )
+    from mpp.run.machine import start_accelerator
 
     accelerator = start_accelerator(config.train.precision)
     result = (run_evaluation if config.eval_only else run_finetuning)(config, accelerator)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mpp.checks import check_probe
 from mpp.config import LinearProbe, parse
-from mpp.errors import run_command
+from mpp.config.checks import check_probe
+from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
@@ -12,8 +12,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     config = parse(LinearProbe, args)
     check_probe(config)
 
-    from mpp.machine import start_accelerator  # heavy imports come after --help and the checks
-    from mpp.probe_job import run_probe
+    from mpp.commands.linear_probe import run_probe
+    from mpp.run.machine import start_accelerator  # heavy imports come after --help and the checks
 
     accelerator = start_accelerator(config.precision)
     result = run_probe(config, accelerator)

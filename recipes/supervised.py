@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpp.checks import check_labelled
 from mpp.config import Supervised, parse
-from mpp.errors import run_command
+from mpp.config.checks import check_labelled
+from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
@@ -14,8 +14,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     config = parse(Supervised, args)
     check_labelled(config)
 
-    from mpp.finetune_job import run_supervised  # heavy imports come after --help and the checks
-    from mpp.machine import start_accelerator
+    from mpp.commands.supervised import run_supervised  # heavy imports come after --help and the checks
+    from mpp.run.machine import start_accelerator
 
     accelerator = start_accelerator(config.train.precision)
     result = run_supervised(config, accelerator)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.augment import centred_box, normalise, random_resized_box, shift_and_flip
+from mpp.data.augment import centred_box, normalise, random_resized_box, shift_and_flip
 
 
 def images_of(shape, seed=0):

@@ -24,13 +24,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, features
 
-from mpp.decode import Unreadable, open_image, pixels
-from mpp.draws import Purpose
+from mpp.data.augment import View
+from mpp.data.decode import Unreadable, open_image, pixels
+from mpp.data.images import load_images
+from mpp.data.loader import Samples, no_draws, read_batch
+from mpp.data.randomness import Purpose
+from mpp.data.sources.path import is_stream
+from mpp.data.streams import Stream
 from mpp.errors import UserError
-from mpp.images import load_images
-from mpp.loader import Samples, View, no_draws, read_batch
-from mpp.records import read_metrics
-from mpp.streams import Stream, is_stream
+from mpp.run.folder import read_metrics
 from tests.test_images import chunk, declared_png, encode, noise, one_line, put, slopes, turned_file
 from tests.test_pretrain import launch, pretrain
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mpp.checks import check_compare, check_finetune, check_labelled, check_pretrain, check_probe
-from mpp.compare_job import adopt
+from mpp.comparison.compare import adopt
 from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, differences, flat, parse, write_toml
-from mpp.errors import UserError, run_command
-from mpp.images import naming_the_source
+from mpp.config.checks import check_compare, check_finetune, check_labelled, check_pretrain, check_probe
+from mpp.data.sources.path import naming_the_source
+from mpp.errors import UserError
+from mpp.run.command import run_command
 from recipes.finetune import main as finetune
 from recipes.linear_probe import main as linear_probe
 from tests.test_images import put

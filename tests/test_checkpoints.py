@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpp import checkpoints
+from mpp.training import checkpoints
 
 
 def model_and_optimizer(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -14,15 +14,16 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from mpp import Classifier, ViT
-from mpp.augment import mixed, randaugmented
 from mpp.config import FineTuneOptim, Optim
+from mpp.data.augment import mixed, randaugmented
 from mpp.errors import UserError
-from mpp.loop import running_mean
-from mpp.machine import start_accelerator
-from mpp.models import load_classifier
-from mpp.optim import build_optimizer
-from mpp.predictions import Predictions, draw_confusion, rank_of
-from mpp.records import read_metrics
+from mpp.evaluation.predictions import Predictions, rank_of
+from mpp.figures.confusion import draw_confusion
+from mpp.methods.classify import load_classifier
+from mpp.run.folder import read_metrics
+from mpp.run.machine import start_accelerator
+from mpp.training.learner import running_mean
+from mpp.training.optim import build_optimizer
 from recipes.finetune import main as finetune
 from recipes.supervised import main as supervised
 from tests.test_pretrain import losses, one_and_two_processes, reset_accelerate, without_speeds

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mpp.clock import Clock
+from mpp.training.clock import Clock
 
 
 class Mark:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from mpp.compare_job import adopt, supervised_piece
+from mpp.comparison.compare import adopt
+from mpp.comparison.pieces import supervised_piece
+from mpp.comparison.plots import draw_curves
+from mpp.comparison.statistics import Finding, difference, interval, verdict
 from mpp.config import Compare
 from mpp.errors import UserError
-from mpp.report import Finding, difference, draw_curves, interval, verdict
 from recipes.compare import main
 from tests.test_pretrain import reset_accelerate
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpp.corrupt import Corruption, corrupt, draw_corruption, num_corrupted
-from mpp.draws import Numbers, Purpose
-from mpp.models import MaskedPatchModel
-from mpp.vit import ViT
+from mpp.data.randomness import Numbers, Purpose
+from mpp.methods.corrupt import Corruption, corrupt, draw_corruption, num_corrupted
+from mpp.methods.masked_patches import MaskedPatchModel
+from mpp.models.vit import ViT
 
 
 def numbers(count: int, first: int = 0) -> Numbers:

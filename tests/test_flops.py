@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpp.flops import flops_an_image, peak_flops
-from mpp.models import Classifier, MaskedPatchModel
-from mpp.vit import ViT
+from mpp.methods.classify import Classifier
+from mpp.methods.masked_patches import MaskedPatchModel
+from mpp.models.vit import ViT
+from mpp.training.flops import flops_an_image, peak_flops
 
 
 def by_hand(depth: int, dim: int, tokens: int, pixels: int) -> int:
@@ -25,16 +26,16 @@ def test_training_a_classifier_takes_three_times_its_forward_pass():
 
 def test_masked_patch_prediction_takes_less_by_what_the_last_block_leaves_out():
     vit = ViT("nano", img_size=32, patch_size=4)
-    whole, half = (flops_an_image(MaskedPatchModel(vit, 512), ratio) for ratio in (60 / 64, 0.5))
+    whole, half = (MaskedPatchModel(vit, 512).flops_an_image(ratio) for ratio in (60 / 64, 0.5))
     a_token = 2 * 128**2 + 8 * 128**2 * 2 + 2 * 128**2 + 4 * 65 * 128 + 2 * 128 * 512  # from query to head
     assert whole - half == pytest.approx(3 * 28 * a_token, rel=1e-3)
 
 
 def test_activations_computed_again_are_no_work_done():
     vit = ViT("nano", img_size=16, patch_size=4)
-    before = flops_an_image(MaskedPatchModel(vit, 512))
+    before = MaskedPatchModel(vit, 512).flops_an_image()
     vit.activation_checkpointing = True
-    assert flops_an_image(MaskedPatchModel(vit, 512)) == before
+    assert MaskedPatchModel(vit, 512).flops_an_image() == before
     assert vit.activation_checkpointing
 
 

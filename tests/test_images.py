@@ -16,12 +16,13 @@ import pytest
 from PIL import Image, ImageOps, features
 
 from mpp.config import LabelledData
-from mpp.decode import Unreadable, open_image, pixels, size_as_seen
+from mpp.data.decode import Unreadable, open_image, pixels, size_as_seen
+from mpp.data.images import load_images
+from mpp.data.packing import pack
+from mpp.data.sources.path import split_names
+from mpp.data.sources.shapes import LABELS, Shapes
+from mpp.data.splits import open_labelled
 from mpp.errors import UserError
-from mpp.images import load_images, split_names
-from mpp.labelled import open_labelled
-from mpp.packing import pack
-from mpp.shapes import LABELS, Shapes
 
 
 def flat(value, size=(8, 8)):
@@ -224,7 +225,7 @@ def test_what_lies_beside_the_splits_is_named(tmp_path):
 
 def test_an_image_beside_the_class_folders_is_named_where_labels_are_wanted(tmp_path):
     from mpp.config import LabelledData
-    from mpp.labelled import open_fitted
+    from mpp.data.splits import open_fitted
 
     for file in ("train/a/0", "train/b/0", "train/cover", "test/a/0"):
         put(tmp_path / f"{file}.png", 1)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mpp.decode import Unreadable
-from mpp.draws import Numbers, Purpose, Use
+from mpp.data.augment import View
+from mpp.data.decode import Unreadable
+from mpp.data.images import Subset, load_images
+from mpp.data.loader import SampleReader, Samples, Share, TrainOrder, eval_loader, train_loader
+from mpp.data.randomness import Numbers, Purpose, Use
+from mpp.data.sources.shapes import Shapes
 from mpp.errors import UserError
-from mpp.images import load_images
-from mpp.loader import SampleReader, Samples, Share, Subset, TrainOrder, View, eval_loader, train_loader
-from mpp.shapes import Shapes
 
 VIEW = View((16, 16), crop="resized", pad=2, scale=(0.3, 1.0), flip=0.5)
 

@@ -14,11 +14,12 @@ from filelock import FileLock
 from PIL import Image
 
 from mpp.config import LabelledData
+from mpp.data.images import load_images
+from mpp.data.packing import fingerprint, pack, verify
+from mpp.data.sources.path import split_names
+from mpp.data.splits import open_labelled
 from mpp.errors import UserError
-from mpp.images import load_images, split_names
-from mpp.labelled import open_labelled
-from mpp.packing import fingerprint, pack, verify
-from mpp.records import read_metrics
+from mpp.run.folder import read_metrics
 from tests.test_pretrain import losses, pretrain
 from tools.pack import main
 
@@ -179,8 +180,8 @@ def test_a_cache_that_cannot_be_written_stops_nothing(source, tmp_path, monkeypa
     def read_only(*_args, **_options):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("mpp.pack_cache.FileLock", read_only)
-    monkeypatch.setattr("mpp.pack_cache.forget", read_only)
+    monkeypatch.setattr("mpp.data.pack_cache.FileLock", read_only)
+    monkeypatch.setattr("mpp.data.pack_cache.forget", read_only)
     pretrain(tmp_path / "second", "--data.path", str(source))
     assert "not packed" not in capsys.readouterr().out  # what is there is read
     monkeypatch.setenv("MPP_CACHE", str(tmp_path / "other"))
@@ -212,7 +213,7 @@ def test_a_damaged_image_that_is_not_wanted_stops_nothing(source, tmp_path, monk
 
 
 def test_a_set_with_one_image_of_another_size_among_many_is_not_packed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mpp.pack_cache._LOOKED_AT", 0)
+    monkeypatch.setattr("mpp.data.pack_cache._LOOKED_AT", 0)
     files = cached(monkeypatch, tmp_path / "cache")
     pretrain(tmp_path / "run", "--data.path", str(write_set(tmp_path / "set", ((16, 16), (16, 16), (8, 16)))))
     assert "is 16 x 8, where others are 16 x 16" in capsys.readouterr().out
@@ -249,7 +250,7 @@ def test_reading_a_packed_file_does_not_fill_the_process_with_it(tmp_path):
 
 
 def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("mpp.packing._AT_ONCE", 2)
+    monkeypatch.setattr("mpp.data.packing._AT_ONCE", 2)
     source = write_set(tmp_path / "source", sizes=((16, 16), (8, 8)))
     splits = {name: load_images(str(source), name) for name in split_names(str(source))}
     whole, cut = tmp_path / "whole.mpp", tmp_path / "cut.mpp"
@@ -272,7 +273,7 @@ def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path
                 raise KeyboardInterrupt
             return self.images.read(indices)
 
-    monkeypatch.setattr("mpp.packing._NOTE_EVERY", 1)
+    monkeypatch.setattr("mpp.data.packing._NOTE_EVERY", 1)
     with pytest.raises(KeyboardInterrupt):
         pack(splits | {"train": Dying(splits["train"])}, cut, "as it was", progress=False)
     assert not cut.exists()

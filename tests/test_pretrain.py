@@ -23,9 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mpp import ViT
 from mpp.config import Pretrain, as_arguments, parse, read_toml
 from mpp.errors import UserError
-from mpp.machine import start_accelerator
 from mpp.pretrain import main
-from mpp.records import read_metrics
+from mpp.run.folder import read_metrics
+from mpp.run.machine import start_accelerator
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "recipes" / "presets"
@@ -454,8 +454,8 @@ def test_the_quickstart_preset_is_the_default():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset):
-    from mpp.checks import check_compare, check_finetune, check_pretrain
     from mpp.config import Compare, FineTune
+    from mpp.config.checks import check_compare, check_finetune, check_pretrain
 
     kinds = {"finetune": (FineTune, check_finetune), "compare": (Compare, check_compare)}
     kind, check = kinds.get(preset.stem.split("-")[0], (Pretrain, check_pretrain))

@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from mpp.config import LabelledData
+from mpp.data.splits import draw_labels, hold_out, open_labelled
 from mpp.errors import UserError
-from mpp.labelled import draw_labels, hold_out, open_labelled
-from mpp.probes import effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k
+from mpp.evaluation.probes import effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k
 from recipes.linear_probe import main
 from tests.test_pretrain import one_and_two_processes, reset_accelerate
 
@@ -161,7 +161,7 @@ def test_a_backbone_that_does_not_exist_is_said_in_one_line(init):
 
 def test_features_are_judged_while_pretraining(tmp_path, capsys):
     from mpp.pretrain import main as pretrain
-    from mpp.records import read_metrics
+    from mpp.run.folder import read_metrics
     from tests.test_pretrain import SMALL
 
     reset_accelerate()

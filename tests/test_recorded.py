@@ -94,7 +94,9 @@ def machine() -> dict[str, object]:
     """What the last bits of a sum depend on."""
     import torch
 
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags"))]
+    model = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags"))
+    ]
     return {
         "cpu": hashlib.sha256("".join(sorted(set(model))).encode()).hexdigest()[:16] + " " + platform.machine(),
         "cores": os.cpu_count(),

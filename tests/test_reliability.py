@@ -24,12 +24,13 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 
-from mpp import ViT, checkpoints
+from mpp import ViT
+from mpp.data.loader import Share, TrainOrder
 from mpp.errors import UserError
-from mpp.loader import Share, TrainOrder
-from mpp.models import load_classifier
-from mpp.pretrain_job import PretrainJob
-from mpp.records import read_metrics
+from mpp.methods.classify import load_classifier
+from mpp.methods.masked_patches import PretrainJob
+from mpp.run.folder import read_metrics
+from mpp.training import checkpoints
 from recipes.finetune import main as finetune
 from recipes.supervised import main as supervised
 from tests.test_pretrain import (
@@ -434,7 +435,7 @@ def test_a_pickle_from_the_hub_is_never_asked_for(monkeypatch):
         asked.append(filename)
         raise EntryNotFoundError("404")
 
-    monkeypatch.setattr("mpp.pretrained.hf_hub_download", download)
+    monkeypatch.setattr("mpp.models.pretrained.hf_hub_download", download)
     with pytest.raises(ValueError, match="pickles"):
         ViT._from_pretrained(model_id="somebody/something", token=None)
     assert asked == ["model.safetensors"]
@@ -503,7 +504,7 @@ def test_checkpoints_without_the_options_they_are_of_are_not_gone_on_with(tmp_pa
 
 def test_a_run_that_goes_on_has_no_result_until_it_is_done(tmp_path, monkeypatch):
     pretrain(tmp_path, "--train.steps", "2")
-    monkeypatch.setattr("mpp.pretrain_job.write_result", lambda *_: pytest.fail("stopped before the result"))
+    monkeypatch.setattr("mpp.commands.pretrain.write_result", lambda *_: pytest.fail("stopped before the result"))
     with pytest.raises(pytest.fail.Exception):
         pretrain(tmp_path, "--train.steps", "4", "--resume")
     assert not (tmp_path / "result.json").exists()

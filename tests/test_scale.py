@@ -16,10 +16,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mpp import checkpoints, sharding
 from mpp.config import Optim, Train
 from mpp.errors import UserError
-from mpp.records import read_metrics
+from mpp.run.folder import read_metrics
+from mpp.run.machine import asked_for
+from mpp.training import checkpoints, sharding
 from tests.test_pretrain import ROOT, command, launch, losses, pretrain, two_processes
 
 LAUNCH = ROOT / "recipes" / "launch"
@@ -192,7 +193,7 @@ def test_fsdp_of_version_1_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="fsdp_version: 2"):
-        sharding.asked_for()
+        asked_for()
 
 
 def after_a_step(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mpp.shapes import LABELS, SPLITS, Shapes, render, scene_draws, scene_labels
+from mpp.data.sources.shapes import LABELS, SPLITS, Shapes, render, scene_draws, scene_labels
 
 HUES = np.array([0, 30, 55, 120, 185, 225, 285]) / 360  # of the colour names but grey, in turns
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpp.data.augment import View
+from mpp.data.images import load_images
+from mpp.data.loader import Share, no_draws
+from mpp.data.sources.path import is_stream
+from mpp.data.streams import Stream, StreamReader, held_out, lane_count, stream_loader
 from mpp.errors import UserError
-from mpp.images import load_images
-from mpp.loader import Share, View, no_draws
 from mpp.pretrain import main
-from mpp.records import read_metrics
-from mpp.streams import Stream, StreamReader, held_out, is_stream, lane_count, stream_loader
+from mpp.run.folder import read_metrics
 from tests.test_pretrain import SMALL, launch, losses, pretrain, two_processes, without_speeds
 
 VIEW = View((16, 16))

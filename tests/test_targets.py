@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from mpp.augment import normalise
-from mpp.corrupt import Corruption
-from mpp.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
+from mpp.data.augment import normalise
+from mpp.methods.corrupt import Corruption
+from mpp.methods.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
 
 
 def flat_image(*colours: tuple[int, int, int], patch: int = 4) -> torch.Tensor:

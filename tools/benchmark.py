@@ -28,18 +28,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mpp.augment import normalise
-from mpp.corrupt import Corruption, draw_corruption
-from mpp.draws import Numbers, Purpose
-from mpp.errors import UserError, first_line, run_command
-from mpp.flops import flops_an_image, peak_flops
-from mpp.images import load_images
-from mpp.loader import Share, View, no_draws, train_loader
-from mpp.machine import keep_freed_memory, use_all_cores
-from mpp.models import MaskedPatchModel
-from mpp.packing import pack
-from mpp.targets import make_target
-from mpp.vit import VARIANTS, ViT
+from mpp.data.augment import View, normalise
+from mpp.data.images import load_images
+from mpp.data.loader import Share, no_draws, train_loader
+from mpp.data.packing import pack
+from mpp.data.randomness import Numbers, Purpose
+from mpp.errors import UserError, first_line
+from mpp.methods.corrupt import Corruption, draw_corruption
+from mpp.methods.masked_patches import MaskedPatchModel
+from mpp.methods.targets import make_target
+from mpp.models.vit import VARIANTS, ViT
+from mpp.run.command import run_command
+from mpp.run.machine import keep_freed_memory, use_all_cores
+from mpp.training.flops import peak_flops
 
 Step = Callable[[], None]
 Variant = Literal["nano", "Ti", "S", "B", "L"]
@@ -171,7 +172,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
     floor = floors[0] if floors else math.nan
     peak = peak_flops(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
-    flops = flops_an_image(MaskedPatchModel(vit, make_target("mean-colour", 16, 3).num_outputs))
+    flops = MaskedPatchModel(vit, make_target("mean-colour", 16, 3).num_outputs).flops_an_image()
     table: list[dict[str, Any]] = []
     if not any(row.name.startswith(OURS) for row in rows):
         raise UserError("--contenders must have ours, with which the others are compared")

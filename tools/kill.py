@@ -25,15 +25,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mpp import checkpoints
 from mpp.config import parse
-from mpp.errors import UserError, run_command
+from mpp.errors import UserError
 from mpp.pretrain import main as pretrain
-from mpp.records import read_metrics
+from mpp.run.command import run_command
+from mpp.run.folder import read_metrics
+from mpp.training import checkpoints
 
 # Every start is a fork of a process that has imported everything and run nothing: 0.1 s instead of 5.
 _SERVER = get_context("forkserver")
-_SERVER.set_forkserver_preload(["mpp.pretrain_job", "torch.utils.tensorboard", "tyro"])
+_SERVER.set_forkserver_preload(["mpp.commands.pretrain", "torch.utils.tensorboard", "tyro"])
 
 RUN = [
     *("--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"),

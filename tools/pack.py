@@ -8,7 +8,8 @@ from pathlib import Path
 import tyro
 
 from mpp.config import Source
-from mpp.errors import UserError, run_command
+from mpp.errors import UserError
+from mpp.run.command import run_command
 
 
 @dataclass
@@ -35,8 +36,9 @@ def main(args: list[str] | None = None) -> Path:
 
     from filelock import FileLock, Timeout
 
-    from mpp.images import load_images, split_names  # heavy imports come after --help
-    from mpp.packing import fingerprint, pack, verify
+    from mpp.data.images import load_images  # heavy imports come after --help
+    from mpp.data.packing import fingerprint, pack, verify
+    from mpp.data.sources.path import split_names
 
     if config.verify:
         verify(config.out)

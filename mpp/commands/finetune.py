@@ -1,0 +1,138 @@
+"""Fine-tuning a backbone, and measuring a model that was fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mpp.commands.labelled import _train, closing_summary, write_result
+from mpp.config import FineTune, images_seen, write_toml
+from mpp.data.images import Images, Subset
+from mpp.data.splits import at_most, hold_out, open_labelled, open_measured
+from mpp.errors import UserError
+from mpp.evaluation.predictions import export, refuse_unwritable
+from mpp.figures.confusion import draw_confusion
+from mpp.methods.classify import load_classifier, predict_set
+from mpp.models.backbones import digest_of, downstream_vit, fitted, refuse_shape_options
+from mpp.models.vit import ViT
+from mpp.run.folder import Records, finish, how_to_resume, prepare_output, refuse_other_options
+from mpp.run.machine import gather_dicts
+from mpp.training.finiteness import Diverged
+
+
+def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
+    """Fine-tune; returns what result.json says (nothing if the run was stopped)."""
+    output = prepare_output(config, "finetune", config.resume, accelerator)
+    refuse_unwritable(config.export_predictions, accelerator)
+    set_seed(config.seed)
+    vit = downstream_vit(config.init, config.model)
+    with accelerator.main_process_first():
+        images, test = open_labelled(config.data, vit.img_size, config.seed, images_seen(config.train))
+    digest = digest_of(config.init)
+    grid: dict[str, float] = {}
+    if config.optim.lr_grid:
+        if accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            write_toml(config, output / "config.toml")  # what --resume goes on with, if it is cut in a trial
+        found = try_learning_rates(config, vit, images, output, accelerator)
+        if found is None:
+            return {}
+        grid = found
+        config.optim.lr = float(max(grid, key=lambda lr: grid[lr]))
+        accelerator.print(f"learning rates on held-out training labels: {grid}; training with {config.optim.lr:g}")
+    set_seed(config.seed)
+    outcome, job = _train(config, vit, "linear", images, test, output, accelerator)
+    if outcome.stopped:
+        accelerator.print(how_to_resume("recipes/finetune.py", outcome.step, output))
+        return {}
+    result: dict[str, Any] = outcome.metrics
+    if accelerator.is_main_process:
+        result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
+        result |= {"init_sha256": digest}
+        result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
+        finish(output, config, result)
+        if config.export_predictions and job.predictions:
+            export(job.predictions, job.eval_images, job.model.classes, config.export_predictions)
+        title = f"{config.init} fine-tuned for {outcome.step:,} steps with {len(images):,} labels"
+        print(closing_summary(result, output, title))
+    return result
+
+
+def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
+    """Measure a fine-tuned model on a labelled set without training; returns what result.json says."""
+    started = time.perf_counter()
+    output = prepare_output(config, "evaluate", False, accelerator)
+    refuse_unwritable(config.export_predictions, accelerator)
+    refuse_shape_options(config.init, config.model)
+    model = load_classifier(config.init)
+    fitted(model.vit, config.model.img_size)
+    model.to(accelerator.device).eval()
+    records = Records(output, accelerator, config)
+    records.open(0, "eval/top1")
+    with accelerator.main_process_first():
+        images = at_most(open_measured(config.data, model.vit.img_size, alone=True), config.eval.images)
+    unreadable: dict[str, str] = {}
+    predictions = predict_set(model, images, config, accelerator, unreadable)
+    unreadable = gather_dicts(accelerator, unreadable)
+    metrics = {f"eval/{name}": value for name, value in predictions.metrics().items()}
+    result: dict[str, Any] = dict(metrics)
+    if accelerator.is_main_process:
+        result |= {"command": "finetune --eval-only", "init": config.init, "classes": len(model.classes)}
+        result |= {"eval_images": len(predictions.index), "per_class_top1": predictions.per_class(model.classes)}
+        result |= {"unreadable_images": unreadable}
+        result |= {"seconds": round(time.perf_counter() - started, 1)}
+        records.log(0, metrics)
+        records.pictures(0, draw_confusion(predictions, model.classes))
+        records.close()
+        finish(output, config, result)
+        if config.export_predictions:
+            export(predictions, images, model.classes, config.export_predictions)
+        print(closing_summary(result, output, f"{config.init} on {config.data.path}"))
+    return result
+
+
+def try_learning_rates(
+    config: FineTune, vit: ViT, images: Images, output: Path, accelerator: Accelerator
+) -> dict[str, float] | None:
+    """Top-1 on a fifth of the training labels for each rate of --optim.lr-grid, trained on the others as long as the
+    final run will be; 0 where training diverged. Rates that an interrupted run has tried are not tried again. None if a
+    signal said to stop."""
+    rest, held = hold_out(images.labels(range(len(images))), config.seed)
+    if not len(held):
+        raise UserError(
+            "--optim.lr-grid chooses on held-out training labels, and one a class leaves none: give --optim.lr"
+        )
+    fitted_on, measured = Subset(images, rest), at_most(Subset(images, held), config.eval.images)
+    found: dict[str, dict[str, Any]] = {}
+    for lr in config.optim.lr_grid:
+        name = f"{lr:g}"
+        folder = output / "lr_grid" / name
+        trial = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr, lr_grid=()), resume=True)
+        refuse_other_options(folder, trial, remade=True)
+        if (folder / "result.json").exists():
+            found[name] = json.loads((folder / "result.json").read_text())
+            continue
+        accelerator.print(f"--optim.lr {name}, measured on {len(measured):,} held-out training labels:")
+        set_seed(config.seed)
+        try:
+            outcome, _ = _train(trial, copy.deepcopy(vit), "linear", fitted_on, measured, folder, accelerator)
+        except Diverged as error:  # a grid is there to find out which rates are too high
+            accelerator.print(f"--optim.lr {name} is too high: {error}")
+            found[name] = {"eval/top1": 0.0, "diverged": str(error)}
+        else:
+            if outcome.stopped:
+                accelerator.print(how_to_resume("recipes/finetune.py", outcome.step, output))
+                return None
+            found[name] = outcome.metrics
+        if accelerator.is_main_process:
+            finish(folder, trial, found[name])
+    if all("diverged" in result for result in found.values()):
+        raise UserError(f"training diverged at every rate of --optim.lr-grid ({', '.join(found)}); give lower ones")
+    return {lr: result["eval/top1"] for lr, result in found.items()}

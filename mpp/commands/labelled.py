@@ -1,0 +1,71 @@
+"""What training on labels has in common: supervised pretraining and fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mpp.config import FineTune, Supervised
+from mpp.data.images import Images
+from mpp.data.loader import share_of
+from mpp.methods.classify import Classifier, ClassifyJob, refuse_odd_pairs
+from mpp.models.vit import ViT
+from mpp.run.folder import write_folder
+from mpp.training.job import Outcome
+from mpp.training.loop import train
+
+
+def _train(
+    config: Supervised | FineTune,
+    vit: ViT,
+    head: str,
+    images: Images,
+    test: Images,
+    output: Path,
+    accelerator: Accelerator,
+) -> tuple[Outcome, ClassifyJob]:
+    """Put a fresh head on an encoder and train both."""
+    share = share_of(config.train, accelerator)
+    model = Classifier(vit, images.label_names or [], config.model.pool, head)
+    refuse_odd_pairs(config.augment, share)
+    job = ClassifyJob(model, images, test, config, accelerator)
+    return train(job, config, accelerator, share, output, headline="eval/top1"), job
+
+
+def write_result(job: ClassifyJob, command: str, output: Path, outcome: Outcome) -> dict[str, Any]:
+    """Export the encoder to `backbone/` and the whole model to `classifier/`; returns what result.json says."""
+    model: Any = outcome.model
+    write_folder(output / "backbone", model.vit.save_pretrained)
+    write_folder(output / "classifier", model.save_pretrained)
+    assert job.predictions is not None
+    return outcome.metrics | {
+        "command": command,
+        "step": outcome.step,
+        "images_seen": outcome.step * job.config.train.batch_size,
+        "seconds": round(outcome.seconds, 1),
+        "labels": len(job.train_images),
+        "classes": len(model.classes),
+        "eval_images": len(job.predictions.index),
+        "per_class_top1": job.predictions.per_class(model.classes),
+        "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
+        "unreadable_images": outcome.unreadable,
+    }
+
+
+def closing_summary(result: dict[str, Any], output: Path, title: str, then: str = "") -> str:
+    """What a run on labels says last."""
+    accuracies = sorted(result["per_class_top1"].items(), key=lambda item: item[1])
+    (worst, low), (best, high) = accuracies[0], accuracies[-1]
+    lines = [
+        f"\n{title}: of {result['eval_images']:,} held-out images of {result['classes']} classes are told right",
+        f"  the class               {result['eval/top1']:6.1%}   (chance {1 / result['classes']:.1%})",
+        f"  among the first five    {result['eval/top5']:6.1%}",
+        f"best: {best} {high:.1%}, worst: {worst} {low:.1%}",
+    ]
+    if unread := result["unreadable_images"]:
+        where, why = next(iter(unread.items()))
+        lines.append(f"{len(unread):,} images could not be read and were left out, the first: {where} ({why})")
+    lines.append(f"Confusion matrix: {output / 'samples'}    all numbers: {output / 'result.json'}")
+    return "\n".join([*lines, then] if then else lines)

@@ -1,0 +1,201 @@
+"""The linear-probe command: features extracted once, then three classifiers on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from mpp.config import LinearProbe, Probe, write_toml
+from mpp.data.batches import readable
+from mpp.data.images import Images
+from mpp.data.loader import eval_loader, no_draws
+from mpp.data.splits import at_most, draw_labels, hold_out, open_labelled
+from mpp.errors import UserError
+from mpp.evaluation.probes import (
+    FEW_SHOT_PENALTY,
+    Scaler,
+    choose_penalty,
+    effective_rank,
+    extract,
+    knn,
+    logistic_regression,
+    one_vs_rest,
+    ridge,
+    ridge_top1,
+    top_k,
+)
+from mpp.models.backbones import digest_of, downstream_vit
+from mpp.models.vit import ViT
+from mpp.run.folder import finish, prepare_output
+from mpp.run.machine import gather_dicts, workers_of
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of logistic regression, a sample
+
+
+RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of ridge regression on all labels, in all
+
+
+def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
+    """Extract, fit, evaluate, report; returns what result.json says."""
+    started = time.perf_counter()
+    output = prepare_output(config, "linear_probe", False, accelerator)
+    set_seed(config.seed)
+    vit = downstream_vit(config.init, config.model)
+    layers = probe_layers(config.probe.layer, vit.depth)
+    with accelerator.main_process_first():
+        train, test = open_labelled(config.data, vit.img_size, config.seed)
+    test = at_most(test, config.probe.eval_images)
+    classes = len(train.label_names or [])
+    refuse_more_shots_than_images(config.probe, train)
+    unreadable: dict[str, str] = {}
+    x, y = features_of(train, vit, layers, config, accelerator, unreadable)
+    test_x, test_y = features_of(test, vit, layers, config, accelerator, unreadable)
+    unreadable = gather_dicts(accelerator, unreadable)
+    if not accelerator.is_main_process:
+        return {}
+
+    chosen = choose_layer(x, y, classes, config.seed) if len(layers) > 1 else 0
+    scaler = Scaler.of(x[chosen])
+    fit, held = scaler(x[chosen]), scaler(test_x[chosen])
+    result: dict[str, Any] = {"command": "linear_probe", "init": config.init, "layer": layers[chosen]}
+    result |= {"pool": config.model.pool, "labels": len(y), "classes": classes, "eval_images": len(test_y)}
+    result |= {"init_sha256": digest_of(config.init)}
+    result |= {"effective_rank": effective_rank(x[chosen])}
+    result |= logistic_scores(fit, y, held, test_y, classes, config.seed)
+    result |= few_shot_scores(x[chosen], y, test_x[chosen], test_y, classes, config)
+    votes = knn(x[chosen], y, test_x[chosen], classes, config.probe.neighbours)
+    result |= {"eval/knn_top1": top_k(votes, test_y), "unreadable_images": unreadable}
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    output.mkdir(parents=True, exist_ok=True)
+    write_toml(config, output / "config.toml")
+    finish(output, config, result)
+    print(summary(config, result, output))
+    return result
+
+
+def refuse_more_shots_than_images(probe: Probe, images: Images) -> None:
+    """Raise UserError if a class has fewer images than labels a class are asked for."""
+    shots = probe.shots
+    if shots == Probe().shots:  # of the default ones, those that are too many are left out
+        return
+    counts = np.bincount(images.labels(range(len(images))), minlength=len(images.label_names or []))
+    if max(shots) > counts.min():
+        name = (images.label_names or [])[int(counts.argmin())]
+        raise UserError(
+            f"--probe.shots {max(shots)} is more than the {counts.min():,} training images of class {name}; ask for "
+            f"{counts.min():,} at most"
+        )
+
+
+def probe_layers(layer: str, depth: int) -> list[int]:
+    """Block numbers from --probe.layer."""
+    if layer == "all":
+        return list(range(1, depth + 1))
+    number = str(depth) if layer == "last" else layer
+    if not (number.isdecimal() and 1 <= int(number) <= depth):
+        raise UserError(f"--probe.layer {layer} is none of: last, all, 1 to {depth}")
+    return [int(number)]
+
+
+def features_of(
+    images: Images,
+    vit: ViT,
+    layers: Sequence[int],
+    config: LinearProbe,
+    accelerator: Accelerator,
+    unreadable: dict[str, str],
+) -> tuple[list[Tensor], Tensor]:
+    """Features of each layer, (M, D), and the labels (M,), of a whole set."""
+    loader = eval_loader(
+        images,
+        vit.img_size,
+        no_draws,
+        batch_size=config.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=workers_of(config.data, accelerator),
+    )
+
+    batches = readable(loader, config.data.on_error, unreadable)
+    features, indices = extract(vit, batches, config.model.pool, layers, accelerator, total=len(images))
+    return features, torch.from_numpy(images.labels(indices.tolist()))
+
+
+def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int) -> int:
+    """The place in `features` of the layer whose ridge regression is best on a fifth of the training labels."""
+    rest, held = hold_out(labels.numpy(), seed)
+    if not len(held):
+        raise UserError(
+            "--probe.layer all chooses on held-out training labels, and one a class leaves none: name a layer"
+        )
+    accuracies = [
+        ridge_top1(layer[rest], labels[rest], layer[held], labels[held], classes, FEW_SHOT_PENALTY)
+        for layer in features
+    ]
+    return int(np.argmax(accuracies))
+
+
+def logistic_scores(
+    x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, seed: int
+) -> dict[str, float | None]:
+    """Logistic regression with the penalty chosen on a fifth of the training labels, then fitted on all of them."""
+
+    def fit(some_x: Tensor, some_y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        return logistic_regression(some_x, some_y, classes, penalty)
+
+    penalty, held_out = choose_penalty(fit, x, y, PENALTIES, seed)
+    weights, biases = fit(x, y, penalty)
+    scores = test_x @ weights + biases
+    found = {"eval/top1": top_k(scores, test_y), "eval/top5": top_k(scores, test_y, 5)}
+    return found | {"logistic_penalty": penalty, "logistic_validation_top1": held_out}  # none: nothing to choose by
+
+
+def few_shot_scores(
+    x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, config: LinearProbe
+) -> dict[str, float]:
+    """The paper's few-shot probe at each number of shots (mean and deviation over draws), and with all labels."""
+    found = {}
+    smallest = int(torch.bincount(y, minlength=classes).min())
+    for shots in config.probe.shots:
+        if shots > smallest:
+            continue
+        accuracies = []
+        for draw in range(config.probe.draws):
+            chosen = torch.from_numpy(draw_labels(y.numpy(), shots * classes, config.seed, draw))
+            accuracies.append(ridge_top1(x[chosen], y[chosen], test_x, test_y, classes, FEW_SHOT_PENALTY))
+        found[f"eval/few_shot_{shots}_top1"] = float(np.mean(accuracies))
+        found[f"eval/few_shot_{shots}_top1_std"] = float(np.std(accuracies, ddof=len(accuracies) > 1))
+
+    def fit(some_x: Tensor, some_y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        return ridge(some_x, one_vs_rest(some_y, classes), penalty)
+
+    penalty, _ = choose_penalty(fit, Scaler.of(x)(x), y, RIDGE_PENALTIES, config.seed)
+    return found | {"eval/ridge_top1": ridge_top1(x, y, test_x, test_y, classes, penalty), "ridge_penalty": penalty}
+
+
+def summary(config: LinearProbe, result: dict[str, Any], output: Path) -> str:
+    """The accuracies for the terminal."""
+    lines = [
+        f"\n{config.init}, layer {result['layer']}, {result['pool']} pooling: {result['labels']:,} labels of "
+        f"{result['classes']} classes, {result['eval_images']:,} images; chance is {1 / result['classes']:.1%}",
+        f"  logistic regression    {result['eval/top1']:6.1%}   (top 5 {result['eval/top5']:.1%})",
+        f"  ridge regression       {result['eval/ridge_top1']:6.1%}",
+        f"  k-nearest neighbours   {result['eval/knn_top1']:6.1%}",
+    ]
+    for shots in config.probe.shots:
+        name = f"eval/few_shot_{shots}_top1"
+        if name in result:
+            lines.append(f"  {shots:3d} labels a class     {result[name]:6.1%}   +- {result[name + '_std']:.1%}")
+        else:
+            lines.append(f"  {shots:3d} labels a class    (too few labels)")
+    return "\n".join(
+        [*lines, f"effective rank of the features {result['effective_rank']:.1f}; all in {output}/result.json"]
+    )

@@ -1,0 +1,35 @@
+"""Supervised pretraining."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mpp.commands.labelled import _train, closing_summary, write_result
+from mpp.config import Supervised, height_width, images_seen
+from mpp.data.splits import open_labelled
+from mpp.models.backbones import build_vit
+from mpp.run.folder import finish, how_to_resume, prepare_output
+
+
+def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, Any]:
+    """Pretrain with labels; returns what result.json says (nothing if the run was stopped)."""
+    output = prepare_output(config, "supervised", config.resume, accelerator)
+    with accelerator.main_process_first():
+        images, test = open_labelled(
+            config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
+        )
+    set_seed(config.seed)
+    outcome, job = _train(config, build_vit(config.model), "mlp", images, test, output, accelerator)
+    if outcome.stopped:
+        accelerator.print(how_to_resume("recipes/supervised.py", outcome.step, output))
+        return {}
+    result: dict[str, Any] = outcome.metrics
+    if accelerator.is_main_process:
+        result = write_result(job, "supervised", output, outcome)
+        finish(output, config, result)
+        then = f"Next: accelerate launch recipes/finetune.py --init {output} --data.path LABELLED_IMAGES"
+        print(closing_summary(result, output, f"After {outcome.step:,} steps with {len(images):,} labels", then))
+    return result

@@ -1,0 +1,101 @@
+"""What a comparison takes: estimated before, in time; told after, in images, seconds and floating-point operations."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from mpp.comparison.report import Cost
+from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width, parse
+from mpp.methods.classify import Classifier
+from mpp.methods.masked_patches import MaskedPatchModel
+from mpp.methods.targets import make_target
+from mpp.models.backbones import build_vit, load_backbone
+from mpp.models.vit import ViT
+from mpp.run.machine import in_precision
+from mpp.training.flops import flops_an_image
+
+_UNKNOWN = 10_000  # images of a set whose size nobody asked for
+
+
+def plan(config: Compare, pieces: list[tuple[str, Any, bool]], accelerator: Accelerator) -> str:
+    """What will be done and how long it may take, from the speed of a step on this device, in this precision. Of each
+    piece: its title, its options, and whether it is done."""
+    pretrained = height_width(config.pretrain.model.img_size)
+    sizes = {pretrained, height_width(config.finetune.model.img_size or pretrained)}
+    device = accelerator.device
+    vit = build_vit(config.pretrain.model).to(device)
+    in_precision(vit, accelerator)
+    speeds = {size: seconds_an_image(vit.resize(size).to(device), device) for size in sorted(sizes)}
+    seconds = []
+    for _, options, done in pieces:
+        speed = speeds[height_width(options.model.img_size or pretrained)]
+        seconds.append(0.0 if done else estimate(options, *speed))
+    lines = [f"The comparison takes {len(pieces)} runs, of which {sum(done for *_, done in pieces)} are done:"]
+    for (title, _, done), needs in zip(pieces, seconds, strict=True):
+        lines.append(f"  {'     done' if done else f'{needs / 60:5.1f} min'}  {title}")
+    return "\n".join([*lines, f"about {sum(seconds) / 60:.0f} minutes in all, on one process like this one"])
+
+
+def estimate(options: Pretrain | Supervised | LinearProbe | FineTune, train: float, forward: float) -> float:
+    """Seconds that a run may take, at so many an image; one more to start."""
+    if isinstance(options, LinearProbe):
+        return 5 + ((options.probe.eval_images or _UNKNOWN) + (options.data.labels or _UNKNOWN)) * forward
+    evaluations = -(-options.train.steps // options.eval.every) * (options.eval.images or _UNKNOWN)
+    once = 1 + options.train.steps * options.train.batch_size * train + evaluations * forward
+    return once * (1 + len(getattr(options.optim, "lr_grid", ())))
+
+
+def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[float, float]:
+    """Seconds that training on an image takes, and looking at one: the faster of two goes."""
+    images = torch.zeros(batch, vit.in_chans, *vit.img_size, device=device)
+
+    def seconds(train: bool) -> float:
+        started = time.perf_counter()
+        with torch.set_grad_enabled(train):
+            tokens = vit(images)
+            if train:
+                tokens.sum().backward()
+        tokens.sum().item()  # waits for the device
+        return (time.perf_counter() - started) / batch
+
+    return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))
+
+
+def cost_of(arm: str, init: str, config: Compare, classes: int) -> Cost:
+    """What an arm took: its pretraining, where a run says so, and one fine-tuning with all trials of learning rates."""
+    vit = build_vit(config.pretrain.model) if init == "scratch" else load_backbone(init)
+    vit.resize(height_width(config.finetune.model.img_size or vit.img_size))
+    runs = 1 + len(config.finetune.optim.lr_grid)
+    tuned = runs * config.finetune.train.steps * config.finetune.train.batch_size
+    flops = tuned * flops_an_image(Classifier(vit, [""] * classes))
+    if init == "scratch":
+        return Cost(arm, 0, None, None, tuned, flops)
+    run = _pretraining_of(Path(init))
+    if run is None:
+        return Cost(arm, None, None, None, tuned, flops)
+    images, seconds, each = run
+    return Cost(arm, images, seconds, images * each, tuned, flops)
+
+
+def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
+    """Images seen, seconds and FLOPs an image of a run of mpp/pretrain.py or recipes/supervised.py."""
+    if not ((folder / "result.json").exists() and (folder / "config.toml").exists()):
+        return None
+    run = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    file = ["--config", str(folder / "config.toml")]
+    if run.get("command") == "pretrain":
+        options = parse(Pretrain, file)
+        vit = build_vit(options.model)
+        target = make_target(options.data.target, vit.patch_size, options.data.bits)
+        flops = MaskedPatchModel(vit, target.num_outputs).flops_an_image(options.corrupt.ratio)
+    elif run.get("command") == "supervised":
+        flops = flops_an_image(Classifier(build_vit(parse(Supervised, file).model), [""] * run["classes"], head="mlp"))
+    else:
+        return None
+    return run["images_seen"], run["seconds"], flops

@@ -1,0 +1,205 @@
+"""The comparison: which pieces of work it takes, doing those that are missing, and collecting what they found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mpp.commands.linear_probe import probe_layers, refuse_more_shots_than_images
+from mpp.comparison.budget import cost_of, plan
+from mpp.comparison.pieces import Arm, Piece, arms_of, finetune_piece, probe_piece, run_piece
+from mpp.comparison.report import Comparison, write_report
+from mpp.comparison.statistics import Finding
+from mpp.config import (
+    ArmPretraining,
+    Compare,
+    LabelledData,
+    Model,
+    Pretrain,
+    Supervised,
+    height_width,
+    like,
+    parse,
+    write_toml,
+)
+from mpp.data.images import Images
+from mpp.data.loader import share_of
+from mpp.data.splits import open_fitted, open_labelled
+from mpp.errors import UserError, renamed
+from mpp.methods.classify import refuse_odd_pairs
+from mpp.models.backbones import build_vit, fitted, load_backbone, refuse_shape_options
+from mpp.run.folder import named_folder, read_metrics, refuse_other_options
+
+
+def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
+    """Do what is missing, then write the report; returns its folder, or None if a signal or --dry-run ended it."""
+    output = named_folder(config.output, "compare")
+    adopt(config)
+    if config.data.path == "shapes" and config.data.label_column is None:
+        config.data.label_column = "count"  # of another kind than colours, and than the shape, supervised's default
+    with accelerator.main_process_first():
+        images = open_downstream(config)
+    counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
+    arms = arms_of(config, output)
+    check_ahead(config, arms, accelerator)
+    probes = {(arm.name, seed): probe_piece(config, arm, seed, output) for arm in arms for seed in config.seeds}
+    tunings = {
+        (arm.name, labels, seed): finetune_piece(config, arm, labels, seed, output)
+        for labels in counts
+        for seed in config.seeds
+        for arm in arms
+    }
+    pieces = [arm.pretraining for arm in arms if arm.pretraining] + [*probes.values(), *tunings.values()]
+    for piece in pieces:
+        refuse_other_options(piece.folder, piece.config, remade=True)
+    if accelerator.is_main_process:
+        print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator))
+    if config.dry_run:
+        return None
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_toml(config, output / "config.toml")
+    for number, piece in enumerate(pieces, start=1):
+        if piece.done:
+            continue
+        accelerator.wait_for_everyone()  # all have looked, before the main process clears away
+        if accelerator.is_main_process:
+            piece.begin()
+        accelerator.wait_for_everyone()
+        accelerator.print(f"\n[{number}/{len(pieces)}] {piece.title}")
+        run_piece(piece, accelerator)
+        accelerator.wait_for_everyone()
+        if not piece.done:
+            accelerator.print(f"the comparison goes on with: --config {output / 'config.toml'} --output {output}")
+            return None
+    if accelerator.is_main_process:
+        last = {arm.name: tunings[arm.name, counts[-1], config.seeds[0]] for arm in arms}
+        layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
+        classes = len(images.label_names or [])
+        found = Comparison(
+            config=config,
+            classes=classes,
+            arms=[arm.name for arm in arms],
+            findings=[*probe_findings(probes), *tuning_findings(tunings)],
+            costs=[cost_of(arm.name, arm.init, config, classes) for arm in arms],
+            curves={key: learning_curve(piece) for key, piece in tunings.items()},
+            details={name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in last.items()},
+            layers={name: ", ".join(map(str, sorted(numbers))) for name, numbers in layers.items()},
+            trained_here=[arm.name for arm in arms if arm.pretraining],
+        )
+        print(write_report(output, found))
+    accelerator.wait_for_everyone()
+    return output
+
+
+def open_downstream(config: Compare) -> Images:
+    """The training images of the downstream task. Raises UserError, before anything is trained, if it has no labels or
+    too few."""
+    size = height_width(config.finetune.model.img_size or config.pretrain.model.img_size)
+    images, _ = open_labelled(like(LabelledData, config.data), size, seed=0)
+    classes = len(images.label_names or [])
+    for labels in config.labels:
+        if labels != "all" and not classes <= int(labels) <= len(images):
+            raise UserError(f"--labels {labels} must be from {classes} (one a class) to {len(images):,}")
+    config.probe_labels = min(config.probe_labels, len(images))
+    if config.probe_labels < classes:
+        raise UserError(f"--probe-labels {config.probe_labels} must be at least {classes}, one a class")
+    for seed in config.seeds:
+        refuse_more_shots_than_images(
+            config.probe, open_fitted(like(LabelledData, config.data, labels=config.probe_labels), size, seed)
+        )
+    return images
+
+
+def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> None:
+    """Raise UserError now for what would otherwise end the comparison after hours."""
+    precisions = config.pretrain.train.precision, config.finetune.train.precision
+    if any(arm.pretraining for arm in arms) and precisions[0] != precisions[1]:
+        raise UserError(
+            f"--pretrain.train.precision {precisions[0]} and --finetune.train.precision {precisions[1]} must be the "
+            f"same where an arm is pretrained here"
+        )
+    for arm in arms:
+        if arm.pretraining or arm.init == "scratch":
+            vit = build_vit(config.pretrain.model)
+        else:
+            with renamed("--init", {"MPP": "--mpp", "supervised": "--supervised"}.get(arm.name, "--others")):
+                vit = load_backbone(arm.init)
+        with renamed("--model", "--finetune.model"):
+            fitted(vit, config.finetune.model.img_size)
+        probe_layers(config.probe.layer, vit.depth)
+        if arm.pretraining and isinstance(supervised := arm.pretraining.config, Supervised):
+            try:
+                with renamed("--data", "--pretrain.data"):
+                    open_labelled(supervised.data, height_width(supervised.model.img_size), seed=0)
+            except UserError as error:
+                raise UserError(
+                    f"the supervised arm cannot be trained: {error}; --supervised none leaves it out"
+                ) from error
+    with renamed("--model", "--finetune.model"):
+        refuse_shape_options("a backbone that is fine-tuned", config.finetune.model)
+    if any(arm.pretraining for arm in arms):
+        with renamed("--", "--pretrain."):
+            share_of(config.pretrain.train, accelerator)
+    with renamed("--", "--finetune."):
+        refuse_odd_pairs(config.finetune.augment, share_of(config.finetune.train, accelerator))
+
+
+def adopt(config: Compare) -> None:
+    """Take the options of pretraining from the run that --mpp gives, so that an arm trained here gets its budget."""
+    if config.supervised not in (None, "none") and not config.mpp:
+        raise UserError("--supervised is compared with masked patch prediction: name its run, too, with --mpp")
+    if not config.mpp:
+        return
+    if not (file := Path(config.mpp) / "config.toml").exists():
+        if config.supervised is None:
+            raise UserError(
+                f"--mpp {config.mpp} is no run, so its budget is not known to train a supervised arm with: name one "
+                f"with --supervised, or leave it out with --supervised none"
+            )
+        with renamed("--init", "--mpp"):
+            hub = load_backbone(config.mpp).hub_config()
+        shape = {option.name: hub[option.name] for option in dataclasses.fields(Model) if option.name in hub}
+        config.pretrain.model = Model(**shape | {"img_size": tuple(hub["img_size"])})
+        return
+    run = parse(Pretrain, ["--config", str(file)])
+    of_run = like(ArmPretraining, run)
+    if config.pretrain not in (ArmPretraining(), of_run):
+        raise UserError(f"--pretrain options are those of the run that --mpp gives ({config.mpp}); leave them out")
+    config.pretrain = of_run
+
+
+def learning_curve(piece: Piece) -> list[tuple[int, float]]:
+    """Held-out top-1 after steps, of a fine-tuning."""
+    return [(int(line["step"]), line["eval/top1"]) for line in read_metrics(piece.folder) if "eval/top1" in line]
+
+
+def probe_findings(probes: dict[tuple[str, int], Piece]) -> Iterator[Finding]:
+    """What the probes of frozen features found."""
+    for (arm, seed), piece in probes.items():
+        options: Any = piece.config
+        result, labels = piece.result(), options.data.labels  # asked for: unreadable images may be missing
+        for name, title in {
+            "top1": "logistic regression",
+            "ridge_top1": "ridge regression",
+            "knn_top1": "k-NN",
+        }.items():
+            yield Finding(arm, title, labels, seed, result[f"eval/{name}"])
+        for name, value in result.items():
+            if name.startswith("eval/few_shot") and name.endswith("_top1"):
+                shots = int(name.split("_")[2])
+                yield Finding(
+                    arm, f"{shots} label{'s' if shots > 1 else ''} a class", shots * result["classes"], seed, value
+                )
+        yield Finding(arm, "effective rank", labels, seed, result["effective_rank"])
+
+
+def tuning_findings(tunings: dict[tuple[str, int, int], Piece]) -> Iterator[Finding]:
+    """What the fine-tunings found."""
+    for (arm, _, seed), piece in tunings.items():
+        result = piece.result()
+        yield Finding(arm, "fine-tuned", result["labels"], seed, result["eval/top1"])

@@ -1,0 +1,169 @@
+"""The pieces of work of a comparison: which runs it takes, and in which folders."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mpp.commands.finetune import run_finetuning
+from mpp.commands.linear_probe import run_probe
+from mpp.commands.pretrain import run_pretraining
+from mpp.commands.supervised import run_supervised
+from mpp.config import (
+    Compare,
+    DownstreamModel,
+    FineTune,
+    LabelledAugment,
+    LabelledData,
+    LabelledEval,
+    LabelledTrain,
+    LinearProbe,
+    PooledModel,
+    Pretrain,
+    Supervised,
+    like,
+)
+from mpp.errors import UserError
+from mpp.models.backbones import digest_of
+
+Command = Pretrain | Supervised | LinearProbe | FineTune
+
+
+_STAMP = "init.sha256"  # in a piece's folder: of the weights that it started from
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One run of a command, in a folder of its own."""
+
+    title: str
+    folder: Path
+    config: Command
+    after: Piece | None = None  # the pretraining whose backbone it starts from
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result, and of the backbone as it is now."""
+        return (self.folder / "result.json").exists() and self.is_of_this_backbone()
+
+    def is_of_this_backbone(self) -> bool:
+        """Whether what the folder holds was begun from the weights that --init names now."""
+        if self.after and not self.after.done:
+            return False
+        stamp = self.folder / _STAMP
+        return not stamp.exists() or stamp.read_text() == str(digest_of(getattr(self.config, "init", "scratch")))
+
+    def begin(self) -> None:
+        """Clear away what an older backbone left, and note which it is now."""
+        if not self.is_of_this_backbone():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _STAMP).write_text(str(digest_of(getattr(self.config, "init", "scratch"))))
+
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One backbone that is compared."""
+
+    name: str
+    init: str  # as --init takes it
+    pretraining: Piece | None = None  # none of a backbone that was given
+
+
+def run_piece(piece: Piece, accelerator: Accelerator) -> None:
+    """Run a piece's command in this process."""
+    config = copy.deepcopy(piece.config)
+    if isinstance(config, Pretrain):
+        run_pretraining(config, accelerator)
+    elif isinstance(config, Supervised):
+        run_supervised(config, accelerator)
+    elif isinstance(config, LinearProbe):
+        run_probe(config, accelerator)
+    else:
+        run_finetuning(config, accelerator)
+
+
+def arms_of(config: Compare, output: Path) -> list[Arm]:
+    """Scratch, MPP, supervised, and --others."""
+    arms = [Arm("scratch", "scratch")]
+    for name, given, piece in (
+        ("MPP", config.mpp, pretrain_piece(config, output)),
+        ("supervised", config.supervised, supervised_piece(config, output)),
+    ):
+        if given != "none":
+            arms.append(Arm(name, given) if given else Arm(name, str(piece.folder), piece))
+    for other in config.others:
+        name, _, init = other.partition("=")
+        if not (name.isidentifier() and init) or name in [arm.name for arm in arms]:
+            raise UserError(f"--others {other} must be NAME=INIT, with a name of its own, in letters and digits")
+        arms.append(Arm(name, init))
+    return arms
+
+
+def pretrain_piece(config: Compare, output: Path) -> Piece:
+    """Masked patch prediction with the --pretrain options."""
+    folder = output / "pretrain" / "mpp"
+    pretraining = like(Pretrain, config.pretrain, output=str(folder), resume=True)
+    return Piece("pretraining by masked patch prediction", folder, pretraining)
+
+
+def supervised_piece(config: Compare, output: Path) -> Piece:
+    """Supervised pretraining with the same images, model, augmentation, optimiser and number of steps."""
+    from_mpp = config.pretrain
+    folder = output / "pretrain" / "supervised"
+    supervised = Supervised(
+        data=like(LabelledData, from_mpp.data),
+        model=like(PooledModel, from_mpp.model, pool=config.finetune.model.pool),
+        augment=like(LabelledAugment, from_mpp.augment),
+        optim=from_mpp.optim,
+        train=like(LabelledTrain, from_mpp.train),
+        eval=like(LabelledEval, from_mpp.eval),
+        seed=from_mpp.seed,
+        output=str(folder),
+        resume=True,
+    )
+    return Piece("pretraining with labels", folder, supervised)
+
+
+def model_of(config: Compare, arm: Arm) -> DownstreamModel:
+    """Model options of a downstream run; scratch has the shape of what is pretrained."""
+    model = config.finetune.model
+    if arm.init != "scratch":
+        return model
+    shape = config.pretrain.model
+    own = {"dropout": model.dropout, "drop_path": model.drop_path, "img_size": model.img_size or shape.img_size}
+    return like(DownstreamModel, shape, **own, pool=model.pool)
+
+
+def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
+    """The probes of an arm's frozen features."""
+    folder = output / "probe" / arm.name / f"seed-{seed}"
+    data = like(LabelledData, config.data, labels=config.probe_labels)
+    probe = LinearProbe(
+        init=arm.init,
+        data=data,
+        model=model_of(config, arm),
+        probe=config.probe,
+        precision=config.finetune.train.precision,
+        seed=seed,
+        output=str(folder),
+    )
+    return Piece(f"frozen features of {arm.name}, seed {seed}", folder, probe, arm.pretraining)
+
+
+def finetune_piece(config: Compare, arm: Arm, labels: int, seed: int, output: Path) -> Piece:
+    """Fine-tuning of an arm."""
+    folder = output / "finetune" / arm.name / f"labels-{labels}" / f"seed-{seed}"
+    data = like(LabelledData, config.data, labels=labels)
+    own = {"init": arm.init, "data": data, "model": model_of(config, arm), "seed": seed}
+    tuning = like(FineTune, config.finetune, **own, output=str(folder), resume=True)
+    return Piece(f"fine-tuning {arm.name} with {labels:,} labels, seed {seed}", folder, tuning, arm.pretraining)

@@ -1,0 +1,69 @@
+"""Means, intervals and paired differences over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import t as student_t
+
+FINE_TUNED = "fine-tuned"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number: what `protocol` gave for an arm with so many labels and a seed (accuracies in 0..1)."""
+
+    arm: str
+    protocol: str
+    labels: int
+    seed: int
+    value: float
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half the width of its 95 % confidence interval (Student's t); None from a single value."""
+    if len(values) < 2:
+        return values[0], None
+    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values), float(half)
+
+
+def of(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> list[float]:
+    """The values of one cell of the table, in the order of seeds."""
+    cell = [f for f in findings if (f.arm, f.protocol, f.labels) == (arm, protocol, labels)]
+    return [f.value for f in sorted(cell, key=lambda f: f.seed)]
+
+
+def difference(
+    findings: Iterable[Finding], arm: str, other: str, protocol: str, labels: int
+) -> tuple[float, float | None]:
+    """How far `arm` is above `other`, paired by seed: mean and half its interval."""
+    mine, theirs = of(findings, arm, protocol, labels), of(findings, other, protocol, labels)
+    return interval([a - b for a, b in zip(mine, theirs, strict=True)])
+
+
+def verdict(findings: list[Finding], labels: int, classes: int) -> str:
+    """One sentence on fine-tuning with so many labels."""
+    gain, half = difference(findings, "MPP", "scratch", FINE_TUNED, labels)
+    if half is None:
+        says = f"With {labels:,} labels, MPP is {points(gain)} points from scratch (one seed: no interval)"
+    elif abs(gain) <= half:
+        says = f"With {labels:,} labels, MPP cannot be told apart from scratch ({points(gain, half)} points)"
+    else:
+        does = "beats" if gain > 0 else "is behind"
+        says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
+    if of(findings, "supervised", FINE_TUNED, labels):
+        behind, half = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
+        if half is not None and abs(behind) <= half:
+            says += f"; it cannot be told apart from supervised pretraining ({points(behind, half)})"
+        else:
+            stands = "ahead of" if behind > 0 else "behind"
+            says += f"; it is {points(abs(behind), half)} {stands} supervised pretraining"
+    return says + f"; chance is {100 / classes:.1f} %."
+
+
+def points(value: float, half: float | None = None) -> str:
+    """A share as percentage points: "3.1 +- 0.4"."""
+    return f"{100 * value:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")

@@ -1,0 +1,107 @@
+"""Sets of images, read by index: one function opens them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from mpp.data.decode import Unreadable
+from mpp.data.sources.packed import PackedImages, is_packed
+from mpp.data.sources.path import _load_table
+from mpp.data.sources.shapes import LABELS, SPLITS, Shapes
+from mpp.data.sources.table import TableImages
+from mpp.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+class Images(Protocol):
+    """A set of images that are read by index."""
+
+    @property
+    def label_names(self) -> list[str] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> Sequence[Image.Image | Unreadable]:
+        """Open images, in order; one that is no image is given as `Unreadable` in its place."""
+        ...
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        """Class numbers (len(indices),) int64; raises UserError if the set has none."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The file or row an image comes from, for messages."""
+        ...
+
+
+def load_images(
+    path: str,
+    split: str = "train",
+    *,
+    size: tuple[int, int] = (32, 32),
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Images:
+    """Open one split of a set of images.
+
+    Args:
+        path: `shapes` (built in), a folder of images (with or without a folder a class), a folder or file of parquet,
+            or a hub id. (Folders of WebDataset .tar shards are streamed, see `mpp.streams`.)
+        split: "train", "validation", "test", as the set calls them.
+        size: (height, width) in pixels of the scenes of `shapes`; other images keep their own.
+        image_column, label_column: needed only where several could be meant. For `shapes` the label column is one of
+            shape (default), colour, count, place.
+
+    Raises UserError with the way out if there is no such set, split or column.
+    """
+    if path == "shapes":
+        if split not in SPLITS:
+            raise UserError(
+                f"shapes has no split {split!r}; it has: {', '.join(SPLITS)} (--data.split, --data.eval-split)"
+            )
+        if label_column not in (None, *LABELS):
+            raise UserError(f"shapes has no label column {label_column!r}; it has: {', '.join(LABELS)}")
+        return Shapes(split, size, label_column or "shape")
+    if is_packed(path):
+        if image_column or label_column:
+            raise UserError(f"{path} is packed, with the image and label that it was packed with: name columns there")
+        return PackedImages(path, split)
+    return TableImages(_load_table(path, split), path, split, image_column, label_column)
+
+
+class Subset:
+    """Some images of a set, by index."""
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        self.images, self.indices = images, indices
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return self.images.label_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: Sequence[int]) -> Sequence[Any]:
+        return self.images.read(self.indices[np.asarray(indices)].tolist())
+
+    @property
+    def packed_size(self) -> tuple[int, int] | None:
+        """(H, W) of all images, where they are packed and have one."""
+        return getattr(self.images, "packed_size", None)
+
+    def arrays(self, indices: Sequence[int]) -> np.ndarray:
+        """Images of one size, (B, H, W, 3) uint8."""
+        return self.images.arrays(self.indices[np.asarray(indices)])  # type: ignore[attr-defined]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        return self.images.labels(self.indices[np.asarray(indices)].tolist())
+
+    def where(self, index: int) -> str:
+        return self.images.where(int(self.indices[index]))

@@ -1,0 +1,213 @@
+"""Packing a set: every image decoded once into the file that `mpp.packed` reads; see there for its layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from mpp.data.decode import Unreadable, pixels, size_as_seen
+from mpp.data.images import Images
+from mpp.data.sources.packed import MAGIC, PackedSplit, read_header
+from mpp.errors import UserError
+
+_AT_ONCE = 256  # images read and written together
+
+
+_NOTE_EVERY = 8192  # images between notes of how far it is
+
+
+def pack(
+    splits: dict[str, Images],
+    out: Path,
+    source: str,
+    short_side: int | None = None,
+    skip_unreadable: bool = False,
+    labels: bool = True,
+    only_size: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Pack splits of a set into `out`; goes on where an interrupted packing of the same source left off.
+
+    Args:
+        short_side: shrink larger images to this short side (antialiased, on the way from the file); None keeps them.
+        source: what the set was, to tell a changed one by.
+        labels: whether to pack these, too, where the set has them.
+        only_size: refuse images of any other (H, W).
+
+    Returns what could not be read: where, why. Raises UserError for that unless `skip_unreadable`.
+    """
+    if labels:
+        for images in splits.values():
+            _ = images.label_names  # several columns that could be meant are told now, not after all is decoded
+    draft, notes = _drafts(out)
+    state = _resume(draft, notes, source, short_side)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with draft.open("r+b" if draft.exists() else "w+b") as file:
+        file.truncate(max(len(MAGIC), state["bytes"]))
+        file.seek(0)
+        file.write(MAGIC)
+        file.seek(0, os.SEEK_END)
+        total = sum(map(len, splits.values()))
+        with tqdm(total=total, initial=state["done"], unit="image", desc="packing", disable=not progress) as bar:
+            for name, images in splits.items():
+                rows = state["splits"].setdefault(name, {"next": 0, "sizes": [], "kept": []})
+                while rows["next"] < len(images):
+                    indices = list(range(rows["next"], min(len(images), rows["next"] + _AT_ONCE)))
+                    for index, image in zip(indices, images.read(indices), strict=True):
+                        try:
+                            array = _decoded(image, short_side)
+                        except Unreadable as error:
+                            if not skip_unreadable:
+                                raise UserError(
+                                    f"image {images.where(index)} could not be read ({error}); "
+                                    f"--data.on-error skip leaves such images out"
+                                ) from error
+                            state["unreadable"][images.where(index)] = str(error)
+                            continue
+                        if only_size and array.shape[:2] != only_size:
+                            raise UserError(
+                                f"image {images.where(index)} is {array.shape[1]} x {array.shape[0]}, where others are "
+                                f"{only_size[1]} x {only_size[0]}"
+                            )
+                        file.write(array.tobytes())
+                        rows["sizes"].append(array.shape[:2])
+                        rows["kept"].append(index)
+                    rows["next"] = indices[-1] + 1
+                    state["done"] += len(indices)
+                    bar.update(len(indices))
+                    if state["done"] % _NOTE_EVERY < len(indices):
+                        _note(file, notes, state)
+        _note(file, notes, state)
+        header = _write_tables(file, splits, state, source, labels)
+        digest = _sha256_of(file, file.tell(), progress)
+        at = file.tell()
+        file.write(json.dumps(header | {"sha256": digest, "short_side": short_side}).encode())
+        file.write(struct.pack("<Q8s", at, MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, out)
+    notes.unlink()
+    return state["unreadable"]
+
+
+def forget(out: Path) -> None:
+    """Remove what an interrupted packing left."""
+    for file in _drafts(out):
+        file.unlink(missing_ok=True)
+
+
+def _drafts(out: Path) -> tuple[Path, Path]:
+    """An unfinished file, and the notes of how far it is."""
+    return out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
+
+
+def verify(path: str) -> None:
+    """Compare a packed file's content with its checksum; raises UserError if it is not what was written."""
+    header = read_header(path)
+    with Path(path).expanduser().open("rb") as file:
+        file.seek(-16, os.SEEK_END)
+        at, _ = struct.unpack("<Q8s", file.read(16))
+        if _sha256_of(file, at, progress=True) != header["sha256"]:
+            raise UserError(f"{path} is damaged: its content does not have the checksum it was written with")
+
+
+def _decoded(image: Image.Image | Unreadable, short_side: int | None) -> np.ndarray:
+    if isinstance(image, Unreadable):
+        raise image
+    height, width = size_as_seen(image)
+    scale = min(1.0, short_side / min(height, width)) if short_side else 1.0
+    return pixels(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def _resume(draft: Path, notes: Path, source: str, short_side: int | None) -> dict[str, Any]:
+    fresh: dict[str, Any] = {
+        "source": source,
+        "short_side": short_side,
+        "bytes": 0,
+        "done": 0,
+        "splits": {},
+        "unreadable": {},
+    }
+    if not (draft.exists() and notes.exists()):
+        draft.unlink(missing_ok=True)
+        return fresh
+    state = json.loads(notes.read_text())
+    if (state["source"], state["short_side"]) != (source, short_side):
+        raise UserError(
+            f"{draft} is of another set, of one that has changed since, or another size; remove it to begin anew"
+        )
+    return state
+
+
+def _note(file: Any, notes: Path, state: dict[str, Any]) -> None:
+    """Have what is written so far on the disk, and then the note that it is."""
+    file.flush()
+    os.fsync(file.fileno())
+    state["bytes"] = file.tell()
+    draft = notes.with_name(notes.name + ".tmp")
+    draft.write_text(json.dumps(state))
+    os.replace(draft, notes)
+
+
+def _write_tables(
+    file: Any, splits: dict[str, Images], state: dict[str, Any], source: str, labels: bool
+) -> dict[str, Any]:
+    """Places, sizes and labels of all splits, behind the pixels; returns the header."""
+    parts: dict[str, Any] = {}
+    at = len(MAGIC)
+    names = None
+    for name, images in splits.items():
+        sizes = np.array(state["splits"][name]["sizes"], dtype=np.int64).reshape(-1, 2)
+        kept = state["splits"][name]["kept"]
+        begins = np.concatenate([[0], np.cumsum(sizes.prod(1) * 3)]).astype(np.int64)
+        labelled = labels and bool(images.label_names)
+        names = images.label_names if labelled else names
+        tables = [begins, sizes]
+        if labelled:
+            tables.append(getattr(images, "labels_or_none", images.labels)(kept))
+        places = []
+        for table in tables:
+            file.write(b"\0" * (-file.tell() % 8))
+            places.append(file.tell())
+            file.write(np.ascontiguousarray(table, dtype=np.int64).tobytes())
+        same = len(sizes) > 0 and bool((sizes == sizes[0]).all())
+        part = PackedSplit(
+            count=len(sizes),
+            pixels=at,
+            begins=places[0],
+            sizes=places[1],
+            labels=places[2] if len(places) > 2 else None,
+            size=(int(sizes[0, 0]), int(sizes[0, 1])) if same else None,
+        )
+        parts[name] = asdict(part)
+        at += int(begins[-1])
+    return {"splits": parts, "label_names": names, "source": source}
+
+
+def _sha256_of(file: Any, size: int, progress: bool) -> str:
+    digest = hashlib.sha256()
+    file.seek(0)
+    with tqdm(total=size, unit="B", unit_scale=True, desc="checksum", disable=not progress) as bar:
+        while size > 0:
+            chunk = file.read(min(1 << 22, size))
+            if not chunk:
+                break
+            digest.update(chunk)
+            size -= len(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def fingerprint(splits: dict[str, Images]) -> str:
+    """What a set is, to tell a changed one by."""
+    parts = {name: getattr(images, "fingerprint", f"{images.where(0)}") for name, images in splits.items()}
+    return hashlib.sha256(json.dumps({n: [p, len(splits[n])] for n, p in parts.items()}).encode()).hexdigest()

@@ -1,0 +1,148 @@
+"""Packed sets: every image decoded once into one memory-mapped file of uint8, which opens in milliseconds.
+
+The file: 8 bytes of magic; the images' pixels (H, W, 3), one after another, split by split; for each split the places
+where its images begin (M + 1, int64), their sizes (M, 2: H, W) and labels (M,), -1 for none; a JSON header that says
+where all that is; the header's place and the magic again. Where all images of a split have one size, batches are read
+by index as one array. Shuffling is full, by index: of a set that fits in the system's cache each page comes from the
+disk once, in whatever order; of a larger one, each image costs its own few pages an epoch, in one read, which SSDs do
+not mind (and disks that turn do: WebDataset shards are for those). The process itself keeps few of these pages.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mpp.errors import UserError
+
+MAGIC = b"MPPACK1\n"
+
+
+_KEPT = 1024  # images, whose pages a process keeps: 64 MiB, at 64 KiB around each
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """Where the parts of a split lie in the file, in bytes."""
+
+    count: int
+    pixels: int
+    begins: int
+    sizes: int
+    labels: int | None
+    size: tuple[int, int] | None  # of all images, where they have one
+
+
+class PackedImages:
+    """One split of a packed file."""
+
+    def __init__(self, path: str, split: str) -> None:
+        header = read_header(path)
+        if split not in header["splits"]:
+            splits = ", ".join(header["splits"])
+            raise UserError(f"{path} has no split {split!r}; it has: {splits} (--data.split, --data.eval-split)")
+        self.path, self.split = path, split
+        self.part = PackedSplit(**header["splits"][split])
+        self.label_names: list[str] | None = None if self.part.labels is None else header["label_names"]
+        self.source: str = header["source"]
+        self._read = 0
+
+    @cached_property
+    def _map(self) -> mmap.mmap:
+        with Path(self.path).expanduser().open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @property
+    def _file(self) -> np.ndarray:
+        return np.frombuffer(self._map, dtype=np.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker process maps the file itself
+        return {name: value for name, value in self.__dict__.items() if name != "_map"}
+
+    def _let_go(self, count: int) -> None:
+        """Take the file's pages out of this process (not out of the system's cache) every so many images read: the
+        system maps 64 KiB around each, so that a whole set would soon count as this process's memory."""
+        self._read += count
+        if self._read >= _KEPT and hasattr(mmap, "MADV_DONTNEED"):
+            self._read = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def __len__(self) -> int:
+        return self.part.count
+
+    @property
+    def packed_size(self) -> tuple[int, int] | None:
+        """(H, W) of all images, where they have one."""
+        return None if self.part.size is None else (self.part.size[0], self.part.size[1])
+
+    def arrays(self, indices: Sequence[int]) -> np.ndarray:
+        """Images of one size, (B, H, W, 3) uint8, with no Python loop over them."""
+        assert self.packed_size is not None
+        height, width = self.packed_size
+        shape = (self.part.count, height, width, 3)
+        every = self._file[self.part.pixels :][: int(np.prod(shape))].reshape(shape)
+        found = every[np.asarray(indices)]
+        self._let_go(len(found))
+        return found
+
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        begins = self._array(self.part.begins, (self.part.count + 1,))
+        sizes = self._array(self.part.sizes, (self.part.count, 2))
+        found: list[Any] = []
+        for index in map(int, indices):
+            data = self._file[self.part.pixels + begins[index] : self.part.pixels + begins[index + 1]]
+            found.append(Image.fromarray(np.array(data).reshape(*sizes[index], 3)))
+        self._let_go(len(found))
+        return found
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        found = self.labels_or_none(indices)
+        if (found < 0).any():
+            raise UserError(f"{self.where(indices[int(np.argmin(found))])} has no label; name another split")
+        return found
+
+    def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
+        """As `labels`, with -1 where there is none."""
+        if self.part.labels is None:
+            raise UserError(f"{self.path} was packed without labels")
+        return np.array(self._array(self.part.labels, (self.part.count,))[np.asarray(indices, dtype=np.int64)])
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, {self.split} row {index}"
+
+    def _array(self, at: int, shape: tuple[int, ...]) -> np.ndarray:
+        return self._file[at:][: 8 * int(np.prod(shape))].view(np.int64).reshape(shape)
+
+
+def is_packed(path: str) -> bool:
+    """Whether a path is a packed file."""
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, RuntimeError):  # there is none; nobody of that name has a home
+        return False
+
+
+def read_header(path: str) -> dict[str, Any]:
+    """The header of a packed file. Raises UserError if the file is damaged or cut."""
+    here = Path(path).expanduser()
+    size = here.stat().st_size
+    try:
+        with here.open("rb") as file:
+            file.seek(size - 16)
+            at, magic = struct.unpack("<Q8s", file.read(16))
+            if magic != MAGIC or at > size:
+                raise ValueError("its end is missing")
+            file.seek(at)
+            return json.loads(file.read(size - 16 - at))
+    except (OSError, ValueError, struct.error) as error:
+        raise UserError(f"--data.path {path} is a damaged packed file ({error}); pack it again") from error

@@ -1,0 +1,182 @@
+"""The built-in images: procedural scenes of textured coloured shapes over textured backgrounds, made by index.
+
+No files: image `i` of a split is a function of (split, i, size) alone. A scene holds one to four shapes of one kind and
+one colour name, the first the largest; all else (shade, texture, angle, size, place, background, lighting) varies
+freely, so no single patch gives the answer. Its labels are the shape, the colour, the count and the largest's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from mpp.data.randomness import Purpose, generator
+
+SPLITS = {"train": 100_000, "validation": 10_000, "test": 10_000}
+
+
+LABELS: dict[str, list[str]] = {
+    "shape": ["disk", "square", "triangle", "star", "cross", "flower", "ring", "frame"],
+    "colour": ["red", "orange", "yellow", "green", "cyan", "blue", "purple", "grey"],
+    "count": ["one", "two", "three", "four"],
+    "place": ["top left", "top right", "bottom left", "bottom right"],
+}
+
+
+_HUES = np.array([0, 30, 55, 120, 185, 225, 285, 0]) / 360  # of the colour names, in turns
+
+
+_MAX_COUNT = 4
+
+
+_NUM_DRAWS = 24 + 8 * _MAX_COUNT
+
+
+class Shapes:
+    """One split of the built-in set, `size` = (height, width) in pixels, labelled by one of `LABELS`."""
+
+    def __init__(self, split: str, size: tuple[int, int], label: str = "shape") -> None:
+        self.split, self.size, self.label = split, size, label
+        self.label_names = LABELS[label]
+
+    def __len__(self) -> int:
+        return SPLITS[self.split]
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image]:
+        draws = scene_draws(self.split, indices)
+        labels = scene_labels(draws)
+        return [Image.fromarray(image) for image in render(draws, labels, self.size)]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        if len(indices) == len(self):  # who chooses among all labels asks for them again and again
+            return _all_labels(self.split, len(self))[self.label][np.asarray(indices)]
+        return scene_labels(scene_draws(self.split, indices))[self.label]
+
+    def where(self, index: int) -> str:
+        return f"shapes, {self.split}, scene {index}"
+
+
+def scene_draws(split: str, indices: Sequence[int]) -> np.ndarray:
+    """Random numbers in 0..1 that scenes are made of: (len(indices), _NUM_DRAWS), functions of split and index."""
+    number = list(SPLITS).index(split)
+    return np.stack([generator(0, Purpose.SHAPES, number, int(i)).random(_NUM_DRAWS) for i in indices])
+
+
+@cache
+def _all_labels(split: str, count: int) -> dict[str, np.ndarray]:
+    return scene_labels(scene_draws(split, range(count)))
+
+
+def scene_labels(draws: np.ndarray) -> dict[str, np.ndarray]:
+    """The labels of scenes from their draws (B, _NUM_DRAWS) in 0..1: name -> (B,) int64, all classes equally likely."""
+    return {name: (draws[:, i] * len(names)).astype(np.int64) for i, (name, names) in enumerate(LABELS.items())}
+
+
+def render(draws: np.ndarray, labels: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Paint scenes: draws (B, _NUM_DRAWS) and their labels -> (B, H, W, 3) uint8."""
+    height, width = size
+    batch = len(draws)
+    y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
+    y, x = y.astype(np.float32), x.astype(np.float32)
+    draws = draws.astype(np.float32)
+    scene, objects = draws[:, 4:24], draws[:, 24:].reshape(batch, _MAX_COUNT, 8)
+
+    ground = _palette(scene[:, 0], scene[:, 1], scene[:, 2])
+    image = _textured(ground, _palette(scene[:, 9], scene[:, 10], scene[:, 11]), scene[:, 3:7], y, x)  # (B, H, W, 3)
+
+    hue = _HUES[labels["colour"]].astype(np.float32)
+    saturation = np.where(labels["colour"] == 7, 0.0, 0.9).astype(np.float32)
+    bright = _colours(hue, saturation, 0.8 + 0.2 * scene[:, 16])
+    dark = _colours(hue, saturation, 0.45 + 0.2 * scene[:, 17])
+    painted = _textured(bright, dark, scene[:, 12:16], y, x)
+
+    for k in range(_MAX_COUNT):
+        radius, cy, cx, angle = _place(objects, labels["place"], k)
+        dy, dx = y[None] - cy[:, None, None], x[None] - cx[:, None, None]
+        inside = _inside(labels["shape"], dy, dx, radius, angle, sharpness=min(height, width))  # (B, H, W)
+        inside *= (labels["count"] >= k)[:, None, None]  # class 0 is one shape
+        tint = 0.85 + 0.3 * objects[:, k, 5]
+        image += inside[..., None] * (painted * tint[:, None, None, None] - image)
+
+    light = 1 + 0.06 * (scene[:, 18, None, None] - 0.5) * (y[None] - 0.5) * 2
+    light = light + 0.06 * (scene[:, 19, None, None] - 0.5) * (x[None] - 0.5) * 2
+    return (np.clip(image * light[..., None], 0, 1) * 255).astype(np.uint8)
+
+
+def _place(objects: np.ndarray, place: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
+    """Radius, centre and angle of the scenes' k-th shape, in units of the image: the first in the labelled quarter,
+    the others, smaller, in the other quarters in turn, so that shapes are countable. Each (B,)."""
+    quarter = place if k == 0 else (place + np.array([0, 3, 1, 2])[k]) % 4
+    radius = (0.17 + 0.07 * objects[:, k, 0]) * (1 if k == 0 else 0.72)
+    cy = 0.25 + 0.5 * (quarter // 2) + (objects[:, k, 1] - 0.5) * 0.16
+    cx = 0.25 + 0.5 * (quarter % 2) + (objects[:, k, 2] - 0.5) * 0.16
+    return radius, cy.astype(np.float32), cx.astype(np.float32), 2 * np.pi * objects[:, k, 3]
+
+
+def _inside(
+    shape: np.ndarray, dy: np.ndarray, dx: np.ndarray, radius: np.ndarray, angle: np.ndarray, sharpness: float
+) -> np.ndarray:
+    """How much of each pixel a shape covers, in 0..1 (antialiased): (B, H, W). Outlines are radii by angle."""
+    distance = np.sqrt(dy * dy + dx * dx)
+    theta = np.arctan2(dy, dx) + angle[:, None, None]
+    turn = ((theta / (2 * np.pi)) % 1 * len(_OUTLINES[0])).astype(np.int64) % len(_OUTLINES[0])
+    outline = _OUTLINES[shape[:, None, None], turn] * radius[:, None, None]
+    inside = np.clip((outline - distance) * sharpness + 0.5, 0, 1)
+    hole = outline * _HOLES[shape][:, None, None]
+    return inside * np.clip((distance - hole) * sharpness + 0.5, 0, 1)
+
+
+def _textured(first: np.ndarray, second: np.ndarray, style: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Two colours (B, 3) mixed by a pattern, of which style (B, 4) in 0..1 is the angle, scale, phase and kind: waves,
+    bars, checks or dots, a few to an image, so that their course can be made out. -> (B, H, W, 3)"""
+    angle, frequency, phase = style[:, 0] * np.pi, 0.8 + 1.4 * style[:, 1], style[:, 2]
+    along = y[None] * np.sin(angle)[:, None, None] + x[None] * np.cos(angle)[:, None, None]
+    across = y[None] * np.cos(angle)[:, None, None] - x[None] * np.sin(angle)[:, None, None]
+    wave = np.sin(2 * np.pi * (frequency[:, None, None] * along + phase[:, None, None]))
+    cross = np.sin(2 * np.pi * (frequency[:, None, None] * across + phase[:, None, None] * 3))
+    kind = (style[:, 3] * 4).astype(np.int64)[:, None, None]
+    pattern = np.select(
+        [kind == 0, kind == 1, kind == 2],
+        [0.5 + 0.5 * wave, np.clip(4 * wave + 0.5, 0, 1), np.clip(8 * wave * cross + 0.5, 0, 1)],
+        np.clip(4 * (wave + cross) - 1.5, 0, 1),
+    ).astype(np.float32)
+    return first[:, None, None] + pattern[..., None] * (second - first)[:, None, None]
+
+
+def _palette(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """One of 72 colours for a background, by three draws (B,) in 0..1 -> RGB (B, 3) in 0..1: like a painter's, so that
+    a model meets each often enough to know it by name within minutes."""
+    return _colours(np.floor(hue * 12) / 12, 0.25 + 0.35 * np.floor(saturation * 2), 0.25 + 0.3 * np.floor(value * 3))
+
+
+def _colours(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """HSV, each (B,) in 0..1 -> RGB (B, 3) in 0..1."""
+    k = (np.array([5, 3, 1])[None] + hue[:, None] * 6) % 6
+    rgb = value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return rgb.astype(np.float32)
+
+
+def _outlines(steps: int = 720) -> np.ndarray:
+    """Radius of each kind of shape by angle, largest 1: (kinds, steps)."""
+    theta = np.arange(steps) / steps * 2 * np.pi
+
+    def polygon(sides: int) -> np.ndarray:
+        sector = 2 * np.pi / sides
+        return np.cos(sector / 2) / np.cos(theta % sector - sector / 2)
+
+    star = 0.42 + 0.58 * np.abs(1 - (theta * 5 / np.pi) % 2) ** 1.5
+    near_axis = np.abs((theta + np.pi / 4) % (np.pi / 2) - np.pi / 4)  # angle to the nearest arm
+    cross = np.minimum(1 / np.cos(near_axis), 0.32 / np.maximum(np.sin(near_axis), 1e-6))
+    flower = 0.75 + 0.25 * np.cos(6 * theta)
+    disk = np.full(steps, 0.9)
+    outlines = [disk, polygon(4), polygon(3) * 1.1, star * 1.1, cross, flower, disk, polygon(4)]
+    return np.stack(outlines).astype(np.float32)
+
+
+_OUTLINES = _outlines()
+
+
+_HOLES = np.array([0, 0, 0, 0, 0, 0, 0.55, 0.55], dtype=np.float32)  # of the outline's radius: ring and frame

@@ -1,0 +1,165 @@
+"""Tables of images and labels, as `datasets` reads folders, parquet and the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mpp.data.decode import Unreadable, open_image, printable
+from mpp.data.sources.path import _load_table, split_names
+from mpp.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class TableImages:
+    """Images in a table of `datasets`: memory-mapped from disk, so its size does not matter to memory."""
+
+    def __init__(
+        self, table: Dataset, path: str, split: str, image_column: str | None = None, label_column: str | None = None
+    ) -> None:
+        import datasets
+
+        self.path, self.split, self.columns = path, split, table.column_names
+        self.image_column = pick_column(table, image_column, "image")
+        try:
+            images = table.cast_column(self.image_column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"--data.image-column {self.image_column} holds no images; there are: {', '.join(self.columns)}"
+            ) from error
+        self.table = images.select_columns(self.image_column)
+        self._whole_table, self._named_label = table, label_column
+        if label_column is not None:
+            _ = self._labels  # a wrong name is told at once; what is not named, when labels are wanted
+
+    @cached_property
+    def _labels(self) -> LabelColumn | None:
+        table = self._whole_table
+        column = pick_column(table, self._named_label, "label")
+        if not column or (self._named_label is None and _names_splits(table.features[column])):
+            return None
+        labels = LabelColumn.of(table.select_columns(column), column, self.path)
+        return labels if labels.filled else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one whenever the files behind the set, or what is taken from them, change."""
+        return f"{self._whole_table._fingerprint}-{self.image_column}-{self._named_label}"
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return None if self._labels is None else self._labels.names
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+        return [open_image(row, self.path) for row in self.table[list(map(int, indices))][self.image_column]]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        if self._labels is None:
+            raise UserError(f"{self.path} has no label column; name one of {self.columns} with --data.label-column")
+        found = self.labels_or_none(indices)
+        if (found < 0).any():
+            where = self.where(indices[int(np.argmin(found))])
+            raise UserError(
+                f"{where} has no label (column {self._labels.column}); name another split (--data.split, "
+                f"--data.eval-split) or column (--data.label-column)"
+            )
+        return found
+
+    def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
+        """As `labels`, with -1 where there is none."""
+        assert self._labels is not None
+        return np.array([-1 if value is None else value for value in self._labels.values(indices)], dtype=np.int64)
+
+    def where(self, index: int) -> str:
+        row = self.table[int(index)][self.image_column] or {}
+        named = row.get("path") and row.get("bytes") is None
+        return printable(row["path"] if named else f"{self.path}, {self.split} row {index}")
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """The labels of a table, and the names of the classes."""
+
+    table: Dataset
+    column: str
+    names: list[str]
+    class_of: dict[Any, int] | None  # of the column's values, where they are no class numbers
+
+    @classmethod
+    def of(cls, table: Dataset, column: str, path: str) -> LabelColumn:
+        """The labels in `column`: its classes, or the values that it has in any split."""
+        import datasets
+
+        if isinstance(table.features[column], datasets.ClassLabel):
+            return cls(table, column, list(table.features[column].names), None)
+        values = _values_in_all_splits(path, column)
+        return cls(table, column, [str(v) for v in values], {value: number for number, value in enumerate(values)})
+
+    @property
+    def filled(self) -> bool:
+        """Whether there is a label at all: test splits of published sets often have the column, and nothing in it."""
+        return any(self._number(value) is not None for value in self.table.unique(self.column))
+
+    def values(self, indices: Sequence[int]) -> list[int | None]:
+        """Class numbers of rows, None where there is no label."""
+        return [self._number(value) for value in self.table[list(map(int, indices))][self.column]]
+
+    def _number(self, value: Any) -> int | None:
+        if self.class_of is not None:
+            return self.class_of.get(value)
+        return None if value is None or value < 0 else value  # -1 is how `datasets` marks a missing ClassLabel
+
+
+def _values_in_all_splits(path: str, label: str) -> list:
+    """What a column of numbers or words holds, in order: the classes, the same for every split of a set."""
+    import datasets
+
+    tables = [_load_table(path, split) for split in split_names(path)]
+    if not all(isinstance(table.features.get(label), datasets.Value) for table in tables):
+        raise UserError(f"--data.label-column {label}: it holds no numbers or words in some split of {path}")
+    of_split = [{v for v in table.unique(label) if v is not None and v == v} for table in tables]
+    values = set().union(*of_split)
+    if not values or isinstance(next(iter(values)), str) or min(values) != -1:
+        return sorted(values)
+    # -1 is how many sets mark a missing label, where classes are counted from 0, or a split has no others
+    return sorted(values - {-1} if max(values) > 1 or {-1} in of_split else values)
+
+
+def _names_splits(feature: Any) -> bool:
+    """Whether classes are only the folders of splits, which `datasets` takes for classes if there are no others."""
+    import datasets
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    folders = {word for words in SPLIT_KEYWORDS.values() for word in words}
+    return isinstance(feature, datasets.ClassLabel) and set(feature.names) <= folders
+
+
+def pick_column(table: Dataset, named: str | None, kind: str) -> str:
+    """The column called `named`, or the one whose type says that it holds the "image" or the "label" ("" if none)."""
+    import datasets
+
+    columns = ", ".join(table.column_names)
+    if named is not None:
+        if named not in table.column_names:
+            raise UserError(f"--data.{kind}-column {named}: there is no such column; there are: {columns}")
+        return named
+    types = datasets.Image if kind == "image" else datasets.ClassLabel
+    fitting = [name for name, feature in table.features.items() if isinstance(feature, types)]
+    if not fitting:  # plain parquet: bytes for an image, and a label only if it is called so
+        plain = (name for name, feature in table.features.items() if isinstance(feature, datasets.Value))
+        binary = ("binary", "large_binary")
+        fitting = [n for n in plain if (table.features[n].dtype in binary if kind == "image" else n == "label")]
+    if len(fitting) > 1 or (kind == "image" and not fitting):
+        found = f"several columns could hold the {kind}: {', '.join(fitting)}" if fitting else f"no {kind} column"
+        raise UserError(f"{found} among {columns}; name it with --data.{kind}-column")
+    return fitting[0] if fitting else ""

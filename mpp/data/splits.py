@@ -1,0 +1,186 @@
+"""Labelled sets: which images to learn from, which to be measured on, and which labels to hold out for choices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpp.config import Data, LabelledData, Pretrain, images_seen
+from mpp.data.images import Images, Subset, load_images
+from mpp.data.pack_cache import packed_if_small
+from mpp.data.randomness import Purpose, generator
+from mpp.data.sources.folders import why_no_labels
+from mpp.data.sources.path import is_stream, split_names
+from mpp.data.streams import NO_LABELS, Stream, held_out
+from mpp.errors import UserError
+
+
+def open_labelled(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> tuple[Images, Images]:
+    """The labelled images to fit on (`open_fitted`), and those to be measured on (`open_measured`)."""
+    refuse_the_trained_split(data, "an accuracy on images that were learnt says nothing; name another")
+    train, test = open_fitted(data, size, seed, seen), open_measured(data, size)
+    if train.label_names != test.label_names:
+        raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
+    return train, test
+
+
+def refuse_the_trained_split(data: Data, advice: str) -> None:
+    """Raise UserError if what is trained on was asked for as held out."""
+    if data.eval_split == data.split:
+        raise UserError(
+            f"--data.eval-split {data.eval_split} is the split that is trained on, too (--data.split): {advice}"
+        )
+
+
+def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> Images:
+    """The labelled images to fit on: --data.labels of --data.fraction of them. `seen` is how many images, at `size`,
+    training will look at."""
+    if is_stream(data.path):
+        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
+    train = _open(data, data.split, size)
+    names = _label_names(train, data)
+    if data.cache:
+        train = packed_if_small(train, size, seen)
+    if data.fraction < 1:
+        train = Subset(train, take_fraction(np.arange(len(train)), data.fraction, seed))
+    if len(train) < len(names):
+        raise UserError(
+            f"--data.path {data.path}: the {len(train):,} images of split {data.split} to be learnt (--data.fraction "
+            f"{data.fraction}) are fewer than their {len(names)} classes"
+        )
+    count = len(train) if data.labels is None else data.labels
+    if not len(names) <= count <= len(train):
+        raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
+    if count < len(train):
+        train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed))
+    return train
+
+
+def take_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """--data.fraction of some images, chosen by the seed, the same with labels and without: sorted."""
+    kept = max(1, round(len(indices) * fraction))
+    return np.sort(generator(seed, Purpose.SPLIT).permutation(np.sort(indices))[:kept])
+
+
+def open_measured(data: Data, size: tuple[int, int], alone: bool = False) -> Images:
+    """The labelled images to be measured on: --data.eval-split, else the set's test, else its validation split; with
+    nothing learnt from this set (`alone`), its only split will do."""
+    if is_stream(data.path):
+        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
+    splits = split_names(data.path)
+    preferred = splits if alone and len(splits) == 1 else ("test", "validation")
+    spare = [name for name in preferred if name in splits and (alone or name != data.split)]
+    if not (candidates := [data.eval_split] if data.eval_split else spare):
+        others = [name for name in splits if name != data.split]
+        raise UserError(
+            f"--data.path {data.path} has no split test or validation to be measured on"
+            + (f"; name one of {', '.join(others)} with --data.eval-split" if others else "; put images into one")
+        )
+    images = _open(data, candidates[0], size)
+    if not images.label_names and len(candidates) > 1:  # as the test splits of many published sets
+        images = _open(data, candidates[1], size)
+    _label_names(images, data)
+    return images
+
+
+def at_most(images: Images, count: int | None) -> Images:
+    """All images, or `count` of them, the same for every seed."""
+    if count is None or len(images) <= count:
+        return images
+    return Subset(images, np.sort(generator(0, Purpose.SPLIT).permutation(len(images))[:count]))
+
+
+def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.ndarray:
+    """Choose `count` images, as evenly over the classes as it goes: their indices, sorted.
+
+    Classes with too few images give all they have; what is missing is filled up from the others.
+    """
+    rng = generator(seed, Purpose.SPLIT, 2, draw)
+    order = rng.permutation(len(labels))
+    turns, _ = _turns(labels[order])
+    return np.sort(order[np.argsort(turns, kind="stable")[:count]])
+
+
+def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices, sorted, of four fifths of the training labels to fit on and of one to choose by, class by class; of each
+    class one at least is to fit on, so that of one label a class none is left to choose by."""
+    order = generator(seed, Purpose.SPLIT, 3).permutation(len(labels))
+    turns, sizes = _turns(labels[order])
+    ranked = order[np.argsort((turns + 0.5) / sizes + (turns + 1 == sizes), kind="stable")]
+    count = min(max(1, len(labels) // 5), len(labels) - len(np.unique(labels)))
+    return np.sort(ranked[count:]), np.sort(ranked[:count])
+
+
+def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image: how many of its class come before it, and how many its class has."""
+    turns, sizes = np.empty((2, len(labels)), dtype=np.int64)
+    for name in np.unique(labels):
+        of_class = np.flatnonzero(labels == name)
+        turns[of_class], sizes[of_class] = np.arange(len(of_class)), len(of_class)
+    return turns, sizes
+
+
+def _open(data: Data, split: str, size: tuple[int, int]) -> Images:
+    return load_images(data.path, split, size=size, image_column=data.image_column, label_column=data.label_column)
+
+
+def _label_names(images: Images, data: Data) -> list[str]:
+    names = images.label_names
+    if not names:
+        raise UserError(
+            f"--data.path {data.path} has no labels{why_no_labels(data.path)}; --data.label-column names their column"
+        )
+    if len(names) < 2:
+        raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")
+    return names
+
+
+def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Stream, Images]:
+    """The images to train on and the held-out ones.
+
+    Held out, alike for every seed, is --data.eval-split, or the set's validation or test split; a set with none gives
+    up a tenth of its images, but no more than --eval.images, and a stream its last shard.
+    """
+    data = config.data
+    splits = split_names(data.path)
+    spare = [name for name in ("validation", "test") if name in splits and name != data.split]
+    eval_split = data.eval_split or (spare[0] if spare else None)
+    refuse_the_trained_split(data, "name another, or leave it out to hold some images out")
+    if is_stream(data.path):
+        return open_stream_splits(config, eval_split)
+
+    columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
+    train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
+    if data.cache:
+        train = packed_if_small(train, size, images_seen(config.train))
+    indices = np.arange(len(train))
+    if eval_split is None:
+        shuffled = generator(0, Purpose.SPLIT).permutation(indices)
+        count = min(config.eval.images, max(1, len(train) // 10))
+        evaluated: Images = Subset(train, np.sort(shuffled[:count]))
+        indices = shuffled[count:]
+    else:
+        evaluated = at_most(load_images(data.path, eval_split, **columns), config.eval.images)  # type: ignore[arg-type]
+    if not len(indices):
+        raise UserError(f"--data.path {data.path} has one image: none is left to train on")
+    if len(chosen := take_fraction(indices, data.fraction, config.seed)) < len(train):
+        train = Subset(train, chosen)
+    return train, evaluated
+
+
+def open_stream_splits(config: Pretrain, eval_split: str | None) -> tuple[Stream, Images]:
+    """`open_splits` of WebDataset shards: whole shards are held out, and --data.fraction chooses among shards."""
+    data = config.data
+    train = Stream.open(data.path, data.split, data.image_column)
+    numbers = np.arange(len(train.indices))
+    if eval_split is not None:
+        spare = Stream.open(data.path, eval_split, data.image_column)
+    elif len(numbers) > 1:
+        spare, numbers = train.part(numbers[-1:]), numbers[:-1]
+    else:
+        raise UserError(
+            f"--data.path {data.path} is one shard, which leaves none to evaluate on; split it in two, or name one "
+            f"with --data.eval-split"
+        )
+    kept = max(1, round(len(numbers) * data.fraction))
+    chosen = generator(config.seed, Purpose.SPLIT).permutation(numbers)[:kept]
+    return train.part(np.sort(chosen)), held_out(spare, config.eval.images)

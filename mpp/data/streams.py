@@ -1,0 +1,226 @@
+"""WebDataset shards, read from front to back: for sets too large to be read by index.
+
+The shards are dealt out to lanes, and each lane fills its own, fixed part of every global batch. Which samples meet in
+a batch therefore depends on the seed, the shards and the batch size alone, while a process opens only the lanes that
+fill its share. A lane's shards come in a fresh order every epoch and pass a shuffle buffer; its place is two numbers
+(epoch, samples read), which a checkpoint keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mpp.data.augment import View
+from mpp.data.decode import Unreadable, open_image, printable
+from mpp.data.loader import Batch, Draws, Samples, Share, as_it_is, leave_signals, read_batch
+from mpp.data.randomness import Purpose, generator
+from mpp.data.sources.path import naming_the_source, source_of
+from mpp.data.sources.table import pick_column
+from mpp.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset as Shards
+
+
+_MAX_LANES = 64  # files a process holds open, at most
+
+
+_BUFFER = 8192  # samples, still encoded, that a process with all lanes shuffles among
+
+
+NO_LABELS = "WebDataset shards are read without labels; --data.path takes parquet or folders with labels"
+
+
+Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples of it that were read)
+
+
+class Stream:
+    """Some shards of one split."""
+
+    def __init__(self, shards: Shards, path: str, indices: list[int], image_column: str) -> None:
+        self.shards, self.path, self.indices, self.image_column = shards, path, indices, image_column
+
+    @classmethod
+    def open(cls, path: str, split: str, image_column: str | None = None) -> Stream:
+        """All shards of a split."""
+        import datasets
+
+        name, options = source_of(path)
+        with naming_the_source(path):
+            shards = datasets.load_dataset(name, split=split, streaming=True, **options)
+        column = pick_column(shards, image_column, "image")
+        shards = shards.cast_column(column, datasets.Image(decode=False))
+        return cls(shards, path, list(range(shards.num_shards)), column)
+
+    def part(self, indices: np.ndarray) -> Stream:
+        """The shards numbered `indices` of this stream."""
+        return Stream(self.shards, self.path, [self.indices[i] for i in indices], self.image_column)
+
+    def samples(self, number: int) -> Iterator[tuple[str, dict]]:
+        """Where each sample of shard `number` is, and its encoded image."""
+        shard = self.shards.shard(num_shards=self.shards.num_shards, index=self.indices[number])
+        with naming_the_source(self.path):
+            # .iter(), because plain iteration deals rows out to DataLoader workers, which `StreamReader` does itself
+            for rows in shard.iter(batch_size=16):
+                urls, keys = rows["__url__"], rows["__key__"]
+                yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
+
+
+def held_out(stream: Stream, count: int) -> Row:
+    """The first samples of a stream, kept in memory still encoded, to be read by index for evaluation."""
+    every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
+    return Row(dict(enumerate(islice(every, count))), count)
+
+
+class StreamReader(IterableDataset):
+    """This process's micro-batches of a stream, from step `start` on, with its lanes going on at `positions`.
+
+    Each worker process reads all samples of the lanes, and decodes those of its own micro-batches: reading costs once a
+    worker, so a few do. Going on in an epoch reads, undecoded, what it had before.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        view: View,
+        draws: Draws,
+        seed: int,
+        share: Share,
+        start: int,
+        steps: int,
+        positions: Positions,
+    ) -> None:
+        self.stream, self.view, self.draws, self.seed = stream, view, draws, seed
+        self.share, self.start, self.steps, self.positions = share, start, steps, positions
+        self.lanes = lane_count(share.batch_size, len(stream.indices))
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.share.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        width = self.share.batch_size // self.lanes  # samples of a lane in every batch
+        mine = sorted({place // width for micro in range(self.share.accumulate) for place in self.share.places(micro)})
+        lanes = {n: Lane(self.stream, self.seed, n, self.lanes, self.positions.get(n, (0, 0))) for n in mine}
+        number = 0
+        for step in range(self.start, self.steps):
+            row = Row({n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}, width)
+            for micro in range(self.share.accumulate):
+                if number % workers == turn:
+                    places = self.share.places(micro)
+                    samples = Samples(np.asarray(places), step, places)
+                    batch = read_batch(
+                        row, samples, self.view, self.draws, self.seed, Purpose.TRAIN, stand_in=row.next_of_lane
+                    )
+                    batch["where"] = [row.where(place) for place in batch["index"].tolist()]  # known only here
+                    yield batch | {"positions": {n: lane.position for n, lane in lanes.items()}}
+                number += 1
+
+
+class Row:
+    """The samples of one global batch that a process has read, by their places, as a set of images."""
+
+    label_names = None
+
+    def __init__(self, samples: dict[int, tuple[str, dict]], width: int) -> None:
+        self.samples, self.width = samples, width
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+        return [open_image(self.samples[int(i)][1]) for i in indices]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray:
+        raise UserError(NO_LABELS)
+
+    def where(self, index: int) -> str:
+        return printable(self.samples[int(index)][0])
+
+    def next_of_lane(self, place: int) -> int:
+        """Who stands in for an unreadable sample: the next of its lane, which every process that needs it has read."""
+        return place // self.width * self.width + (place + 1) % self.width
+
+
+class Lane:
+    """An endless iterator over one lane's samples, from a position on."""
+
+    def __init__(self, stream: Stream, seed: int, lane: int, lanes: int, position: tuple[int, int]) -> None:
+        self.stream, self.seed, self.lane = stream, seed, lane
+        self.numbers = np.arange(lane, len(stream.indices), lanes)
+        self.buffer_size = max(1, _BUFFER // lanes)
+        self.position = position
+        self.samples = self._from(position)
+
+    def __next__(self) -> tuple[str, dict]:
+        epoch, done, sample = next(self.samples)
+        self.position = (epoch, done)
+        return sample
+
+    def _from(self, position: tuple[int, int]) -> Iterator[tuple[int, int, tuple[str, dict]]]:
+        epoch, done = position
+        while True:
+            empty = True
+            for number, sample in enumerate(self._epoch(epoch), start=1):
+                empty = False
+                if number > done:
+                    yield epoch, number, sample
+            if empty:
+                raise UserError(f"{self.stream.path}: the shards of lane {self.lane} hold no images")
+            epoch, done = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> Iterator[tuple[str, dict]]:
+        rng = generator(self.seed, Purpose.ORDER, epoch, self.lane)
+        buffer: list[tuple[str, dict]] = []
+        for number in rng.permutation(self.numbers):
+            for sample in self.stream.samples(int(number)):
+                buffer.append(sample)
+                if len(buffer) == self.buffer_size:
+                    yield buffer.pop(_swap_to_end(buffer, rng))
+        while buffer:
+            yield buffer.pop(_swap_to_end(buffer, rng))
+
+
+def _swap_to_end(buffer: list, rng: np.random.Generator) -> int:
+    """Move a random element to the end, where popping costs nothing; returns -1, its place."""
+    i = int(rng.integers(len(buffer)))
+    buffer[i], buffer[-1] = buffer[-1], buffer[i]
+    return -1
+
+
+def lane_count(batch_size: int, shards: int) -> int:
+    """The largest number of lanes that divides a batch, with a shard and 8 samples of a batch each, at most 64: so that
+    an unreadable sample has neighbours to stand in for it, and not too many files are open."""
+    most = min(shards, _MAX_LANES)
+    return max(n for n in range(1, most + 1) if n == 1 or (batch_size % n == 0 and batch_size // n >= 8))
+
+
+def stream_loader(
+    stream: Stream,
+    view: View,
+    draws: Draws,
+    *,
+    seed: int,
+    share: Share,
+    start: int,
+    steps: int,
+    workers: int,
+    positions: Positions,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of training from a stream; see `mpp.loader.train_loader`."""
+    return DataLoader(
+        StreamReader(stream, view, draws, seed, share, start, steps, positions),
+        batch_size=None,
+        collate_fn=as_it_is,
+        num_workers=workers,
+        worker_init_fn=leave_signals,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,115 @@
+"""What a classifier says of a whole set: measured, drawn and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mpp.data.augment import normalise
+from mpp.data.images import Images
+from mpp.data.loader import Batch
+from mpp.errors import UserError
+from mpp.run.folder import why_unwritable, writing
+
+_MOST_CLASSES = 1000  # in a confusion matrix that is drawn: memory grows with their square
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row an image, in the order of the set. All (M,)."""
+
+    index: np.ndarray  # of the image in its set
+    label: np.ndarray
+    predicted: np.ndarray  # the class with the highest score
+    confidence: np.ndarray  # its probability, in 0..1
+    rank: np.ndarray  # how many classes score above the true one
+    loss: np.ndarray  # cross-entropy
+
+    def metrics(self) -> dict[str, float]:
+        """Loss, and the share of images (0..1) whose label is the highest, or among the five highest, scores."""
+        top1, top5 = np.mean(self.rank < 1), np.mean(self.rank < 5)
+        return {"loss": float(np.mean(self.loss)), "top1": float(top1), "top5": float(top5)}
+
+    def per_class(self, classes: list[str]) -> dict[str, float]:
+        """The share of each class's images that is told right; classes without images are left out."""
+        right = self.rank < 1
+        return {name: float(right[self.label == k].mean()) for k, name in enumerate(classes) if (self.label == k).any()}
+
+    def confusion(self, classes: int) -> np.ndarray:
+        """How many images of each class (row) are taken for each (column): (classes, classes) int64."""
+        counts = np.bincount(self.label * classes + self.predicted, minlength=classes**2)
+        return counts.reshape(classes, classes)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, batches: Iterable[Batch], relabel: Tensor, accelerator: Accelerator, total: int
+) -> Predictions:
+    """Predict a set. Each process takes its own batches, and all get the whole: no image is missing or there twice.
+
+    `relabel` (classes of the set,) gives the model's class number for the set's; `total` is for the progress bar.
+    """
+    mine: list[np.ndarray] = []
+    hide = not accelerator.is_main_process
+    with tqdm(total=total, unit="image", desc="evaluation", disable=hide, leave=False, mininterval=1) as bar:
+        for batch in batches:
+            with accelerator.autocast():
+                scores = model(normalise(batch["images"].to(accelerator.device)))
+            scores, labels = scores.float(), relabel[batch["labels"]].to(accelerator.device)
+            confidence, predicted = scores.softmax(-1).max(-1)
+            rank = rank_of(labels, scores)
+            loss = F.cross_entropy(scores, labels, reduction="none")
+            rows = [batch["index"], labels, predicted, confidence, rank, loss]
+            mine.append(np.stack([row.cpu().double().numpy() for row in rows]))
+            bar.update(len(batch["index"]) * accelerator.num_processes)
+    every = gather_object(mine) if accelerator.num_processes > 1 else mine
+    table = np.concatenate(every, axis=1)
+    table = table[:, np.argsort(table[0])]  # one order on any number of processes, so that sums come out the same
+    index, label, predicted, confidence, rank, loss = table
+    return Predictions(
+        index.astype(np.int64), label.astype(np.int64), predicted.astype(np.int64), confidence, rank, loss
+    )
+
+
+def rank_of(labels: Tensor, scores: Tensor) -> Tensor:
+    """How many classes come before the true one, ties in the order of classes (as argmax has it): (B,) of (B, classes).
+    Where scores are not numbers, all do."""
+    own = scores.gather(1, labels[:, None])
+    before = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    return (~(scores <= own) | (before & (scores == own))).sum(-1)
+
+
+def refuse_unwritable(file: str | None, accelerator: Accelerator) -> None:
+    """Raise UserError on all processes, before anything is computed, if --export-predictions cannot be written."""
+    reason = None
+    if file and accelerator.is_main_process:  # alone, because it tries folders out
+        reason = "it is a folder" if Path(file).is_dir() else why_unwritable(Path(file).parent)
+    if reason := broadcast_object_list([reason])[0]:
+        raise UserError(f"--export-predictions {file} cannot be written ({reason})")
+
+
+def export(predictions: Predictions, images: Images, classes: list[str], file: str) -> None:
+    """Write one row an image: where it comes from, its label, what is predicted and how surely. .parquet or .csv."""
+    from datasets import Dataset
+
+    columns: dict[str, list[Any]] = {
+        "index": predictions.index.tolist(),
+        "image": [images.where(int(index)) for index in predictions.index],
+        "label": [classes[k] for k in predictions.label],
+        "predicted": [classes[k] for k in predictions.predicted],
+        "confidence": predictions.confidence.tolist(),
+    }
+    table = Dataset.from_dict(columns)
+    with writing(Path(file)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(file) if file.endswith(".parquet") else table.to_csv(file)

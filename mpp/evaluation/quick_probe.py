@@ -1,0 +1,61 @@
+"""Does pretraining help yet? Frozen features judged at every evaluation, at a small part of its time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mpp.config import LabelledData, Pretrain, height_width
+from mpp.data.batches import readable
+from mpp.data.images import Images, Subset
+from mpp.data.loader import eval_loader, no_draws
+from mpp.data.splits import draw_labels, open_fitted
+from mpp.errors import renamed
+from mpp.evaluation.probes import FEW_SHOT_PENALTY, effective_rank, knn, pooled, ridge_top1, top_k
+from mpp.models.vit import ViT
+
+FIT, MEASURE = 400, 800  # images: 2 seconds of the nano model on two CPU cores
+
+
+class QuickProbe:
+    """A few labelled images of --eval.probe, decoded once, and what the features of the day tell of them."""
+
+    def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str]) -> None:
+        self.config, self.accelerator = config, accelerator
+        data = LabelledData(path=config.eval.probe or "", label_column=config.eval.probe_label_column)
+        with renamed("--data.path", "--eval.probe"), renamed("--data.label-column", "--eval.probe-label-column"):
+            images = open_fitted(data, height_width(config.model.img_size), seed=0)
+        self.classes = len(images.label_names or [])
+        labels = images.labels(range(len(images)))
+        # both from the training labels, so that what is chosen by the probe is not chosen by test labels
+        chosen = draw_labels(labels, min(len(labels), max(FIT, self.classes) + MEASURE), seed=0)
+        fit = chosen[draw_labels(labels[chosen], min(max(FIT, self.classes), len(chosen) // 2), seed=0, draw=1)]
+        self.fit, self.fit_labels = self._decoded(Subset(images, fit), unreadable)
+        self.test, self.test_labels = self._decoded(Subset(images, np.setdiff1d(chosen, fit)), unreadable)
+
+    def __call__(self, vit: ViT) -> dict[str, float]:
+        """Top-1 of ridge regression and of k-NN, and the features' effective rank; the same on all processes."""
+        x, test_x = self._features(vit, self.fit), self._features(vit, self.test)
+        votes = knn(x, self.fit_labels, test_x, self.classes)
+        return {
+            "probe_top1": ridge_top1(x, self.fit_labels, test_x, self.test_labels, self.classes, FEW_SHOT_PENALTY),
+            "knn_top1": top_k(votes, self.test_labels),
+            "effective_rank": effective_rank(test_x),
+        }
+
+    def _decoded(self, images: Images, unreadable: dict[str, str]) -> tuple[Tensor, Tensor]:
+        loader = eval_loader(
+            images,
+            height_width(self.config.model.img_size),
+            no_draws,
+            batch_size=self.config.eval.batch_size,
+            labels=True,
+        )
+        batches = list(readable(loader, self.config.data.on_error, unreadable))
+        return torch.cat([batch["images"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+    def _features(self, vit: ViT, images: Tensor) -> Tensor:
+        parts = images.split(self.config.eval.batch_size)
+        return torch.cat([pooled(vit, part, "mean", [vit.depth], self.accelerator)[0] for part in parts])

@@ -1,0 +1,174 @@
+"""Training on labels: the `Job` of recipes/supervised.py and recipes/finetune.py, and what both do with its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mpp.config import FineTune, LabelledAugment, Supervised
+from mpp.data.augment import View, mixed, normalise
+from mpp.data.batches import readable
+from mpp.data.images import Images
+from mpp.data.loader import Batch, Share, eval_loader, no_draws, train_loader
+from mpp.data.randomness import Purpose, generator
+from mpp.data.splits import at_most
+from mpp.data.streams import Positions
+from mpp.errors import UserError
+from mpp.evaluation.predictions import Predictions, predict
+from mpp.figures.confusion import draw_confusion
+from mpp.models.backbones import _first_line, exported
+from mpp.models.pretrained import Pretrained
+from mpp.models.vit import ViT, pool_tokens
+from mpp.run.machine import workers_of
+from mpp.training.flops import flops_an_image
+
+
+class Classifier(
+    nn.Module,
+    Pretrained,
+    library_name="masked-patch-pretraining",
+    tags=["vision-transformer", "image-classification"],
+    license="apache-2.0",
+    coders={ViT: (lambda vit: vit.hub_config(), lambda config: config)},
+):
+    """ViT + pooling + head: normalised images (B, C, H, W) -> scores of the classes (B, classes).
+
+    Args:
+        vit: the encoder, or the arguments of a fresh one.
+        classes: their names, in the order of the scores.
+        pool: "mean" of the patches' tokens or the "cls" token.
+        head: "linear", zero-initialised, as the ViT paper fine-tunes; "mlp", with one hidden tanh layer of width D, as
+            it pretrains (arXiv 2010.11929, section 3.1; initialisation as vit_jax/models_vit.py).
+    """
+
+    def __init__(
+        self, vit: ViT | dict[str, Any], classes: Sequence[str], pool: str = "mean", head: str = "linear"
+    ) -> None:
+        super().__init__()
+        self.vit = vit if isinstance(vit, ViT) else ViT(**vit)
+        self.classes, self.pool = list(classes), pool
+        dim = self.vit.embed_dim
+        hidden, last = nn.Linear(dim, dim), nn.Linear(dim, len(self.classes))
+        nn.init.xavier_uniform_(hidden.weight)
+        for zero in (hidden.bias, last.weight, last.bias):
+            nn.init.zeros_(zero)
+        self.head = nn.Sequential(hidden, nn.Tanh(), last) if head == "mlp" else nn.Sequential(last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) -> scores (B, classes)."""
+        return self.head(pool_tokens(self.vit(images), self.pool))  # (B, 1 + N, D) -> (B, D) -> (B, classes)
+
+
+def load_classifier(init: str) -> Classifier:
+    """A fine-tuned model from its run's folder, its classifier/ or a hub id. Raises UserError if there is none."""
+    folder = exported(init, "classifier")
+    try:
+        return Classifier.from_pretrained(folder, strict=True)
+    except Exception as error:
+        raise UserError(f"--init {init}: no fine-tuned model could be loaded from it ({_first_line(error)})") from error
+
+
+class ClassifyJob:
+    """Classification of one set of images, measured on held-out ones."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        train: Images,
+        test: Images,
+        config: Supervised | FineTune,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.config, self.accelerator = model, config, accelerator
+        self.train_images, self.eval_images = train, at_most(test, config.eval.images)
+        self.unreadable: dict[str, str] = {}
+        self.predictions: Predictions | None = None  # of the last evaluation
+        a = config.augment
+        self.view = View(model.vit.img_size, a.crop, a.pad, a.scale, a.flip, a.randaugment)
+
+    def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
+        return train_loader(
+            self.train_images,
+            self.view,
+            no_draws,
+            seed=self.config.seed,
+            share=share,
+            start=start,
+            steps=self.config.train.steps,
+            workers=workers_of(self.config.data, self.accelerator),
+            labels=True,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def flops_an_image(self) -> int:
+        return flops_an_image(self.model)
+
+    def epoch(self, step: int, positions: Positions) -> float:
+        return step * self.config.train.batch_size / len(self.train_images)
+
+    def where(self, index: int) -> str:
+        return self.train_images.where(index)
+
+    def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images = normalise(batch["images"])
+        weights = F.one_hot(batch["labels"], len(self.model.classes)).float()  # (B, classes)
+        augment = self.config.augment
+        if augment.mixup or augment.cutmix:
+            rng = generator(self.config.seed, Purpose.MIX, step)
+            images, weights = mixed(images, weights, augment.mixup, augment.cutmix, rng)
+        scores = model(images)
+        loss = F.cross_entropy(scores, weights, label_smoothing=self.config.train.label_smoothing)
+        with torch.no_grad():
+            top1 = weights.gather(1, scores.argmax(-1, keepdim=True)).mean()  # the weight of the class predicted
+        return loss, {"top1": top1}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        self.predictions = predict_set(
+            cast(Classifier, model), self.eval_images, self.config, self.accelerator, self.unreadable
+        )
+        return self.predictions.metrics()
+
+    def pictures(self, model: nn.Module) -> dict[str, Tensor]:
+        return draw_confusion(self.predictions, self.model.classes) if self.predictions else {}
+
+
+def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:
+    """Raise UserError if pairs of images are to be mixed and a process has an odd number at a time."""
+    count = len(share.places(0))
+    if (augment.mixup or augment.cutmix) and count % 2:
+        raise UserError(
+            f"--augment.mixup and --augment.cutmix mix pairs of images, but a process has {count} at a time; make "
+            f"--train.batch-size an even multiple of processes x --train.accumulate"
+        )
+
+
+def predict_set(
+    model: Classifier, images: Images, config: Any, accelerator: Accelerator, unreadable: dict[str, str]
+) -> Predictions:
+    """What a `Classifier` says of a labelled set, whose classes are among the model's, in whatever order."""
+    names, number_of = images.label_names or [], {name: number for number, name in enumerate(model.classes)}
+    if unknown := [name for name in names if name not in number_of]:
+        raise UserError(
+            f"--data.path {config.data.path} has classes that the model does not know ({', '.join(unknown[:5])}); "
+            f"it knows: {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}"
+        )
+    loader = eval_loader(
+        images,
+        model.vit.img_size,
+        no_draws,
+        batch_size=config.eval.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=workers_of(config.data, accelerator),
+        labels=True,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    relabel = torch.tensor([number_of[name] for name in names])
+    batches = readable(loader, config.data.on_error, unreadable)
+    return predict(model, batches, relabel, accelerator, len(images))

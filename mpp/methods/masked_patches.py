@@ -1,0 +1,172 @@
+"""What masked patch prediction trains and how it is measured: the `Job` that mpp/pretrain.py gives to the loop."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+from torch.utils.data import DataLoader
+
+from mpp.config import Pretrain, height_width
+from mpp.data.augment import View, normalise
+from mpp.data.batches import readable, to_device
+from mpp.data.images import Images, Subset
+from mpp.data.loader import Batch, Share, eval_loader, train_loader
+from mpp.data.splits import open_splits
+from mpp.data.streams import Positions, Stream, stream_loader
+from mpp.evaluation.quick_probe import QuickProbe
+from mpp.methods.corrupt import Corruption, CorruptionDraws, corrupt, num_corrupted
+from mpp.methods.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
+from mpp.models.backbones import build_vit
+from mpp.models.vit import ViT
+from mpp.run.machine import workers_of
+from mpp.training.flops import flops_an_image
+
+
+class MaskedPatchModel(nn.Module):
+    """ViT + [mask] embedding + one linear head: corrupted images -> a prediction for every corrupted patch.
+
+    The head runs on the corrupted patches' own tokens and on no other; [class] takes part and is not predicted from.
+    """
+
+    def __init__(self, vit: ViT, num_outputs: int) -> None:
+        super().__init__()
+        self.vit = vit
+        self.mask_token = Parameter(torch.empty(vit.embed_dim))
+        self.head = nn.Linear(vit.embed_dim, num_outputs)
+        nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, corruption: Corruption) -> Tensor:
+        """Normalised images (B, C, H, W) and their corruption (B, K) -> predictions (B, K, num_outputs)."""
+        embeddings = corrupt(self.vit.embed(images), self.mask_token, corruption)  # (B, N, D)
+        return self.head(self.vit.encode(embeddings, corruption.indices))  # (B, K, D) -> (B, K, num_outputs)
+
+    def flops_an_image(self, ratio: float = 0.5) -> int:
+        """Floating-point operations of training on one image with a share `ratio` of its patches corrupted."""
+        places = torch.zeros(1, num_corrupted(self.vit.num_patches, ratio), dtype=torch.int64, device="meta")
+        return flops_an_image(self, Corruption(places, places))
+
+
+class PretrainJob:
+    """Masked patch prediction on one set of images, measured on held-out ones against two guesses without a model."""
+
+    def __init__(self, config: Pretrain, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.size = height_width(config.model.img_size)
+        vit = build_vit(config.model)
+        self.target = make_target(config.data.target, vit.patch_size, config.data.bits)
+        self.model = MaskedPatchModel(vit, self.target.num_outputs)
+        self.train_images, self.eval_images = open_splits(config, self.size)
+        self.unreadable: dict[str, str] = {}
+        self.probe = QuickProbe(config, accelerator, self.unreadable) if config.eval.probe else None
+        self.workers = workers_of(config.data, accelerator)
+        c = config.corrupt
+        self.draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
+        a = config.augment
+        self.view = View(self.size, a.crop, a.pad, a.scale, a.flip)
+
+    def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
+        options: dict[str, Any] = {
+            "seed": self.config.seed,
+            "share": share,
+            "start": start,
+            "steps": self.config.train.steps,
+            "workers": self.workers,
+            "pin_memory": self.accelerator.device.type == "cuda",
+        }
+        if isinstance(self.train_images, Stream):
+            return stream_loader(self.train_images, self.view, self.draw, positions=positions, **options)
+        return train_loader(self.train_images, self.view, self.draw, **options)
+
+    def flops_an_image(self) -> int:
+        return self.model.flops_an_image(self.config.corrupt.ratio)
+
+    def epoch(self, step: int, positions: Positions) -> float:
+        if isinstance(self.train_images, Stream):  # of unknown length: the epoch that its lanes are in
+            return sum(epoch for epoch, _ in positions.values()) / len(positions)
+        return step * self.config.train.batch_size / len(self.train_images)
+
+    def where(self, index: int) -> str:
+        return cast(Images, self.train_images).where(index)
+
+    def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        predictions, targets = self.predict(model, batch["images"], Corruption(batch["indices"], batch["sources"]))
+        loss = self.target.loss(predictions, targets)
+        with torch.no_grad():
+            right = self.target.predicted_bins(predictions) == self.target.bins(targets)
+        return loss, {"bin_accuracy": right.float().mean()}
+
+    def predict(self, model: nn.Module, images: Tensor, corruption: Corruption) -> tuple[Tensor, Tensor]:
+        """Predictions (B, K, outputs) and targets (B, K, ...) of uint8 images' corrupted patches."""
+        everywhere = self.target.of(images)  # (B, N, ...): colours as seen, before normalisation
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        return model(normalise(images), corruption), everywhere[rows, corruption.indices]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Loss and bin accuracy on the held-out images, beside two guesses: the commonest bin, and the bin of the mean
+        colour of the nearest uncorrupted patches. Sums and counts, so that no image counts twice on any number of
+        processes."""
+        device = self.accelerator.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        sums = torch.zeros(4, dtype=exact, device=device)  # loss, right, right by neighbours, images
+        counts = torch.zeros(self.target.cells, self.target.num_bins, dtype=torch.int64, device=device)
+        for batch in self._eval_batches(self.accelerator.process_index, self.accelerator.num_processes):
+            images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
+            predictions, targets = self.predict(model, images, corruption)
+            truth = self.target.bins(targets)  # (B, K, cells)
+            right = self.target.predicted_bins(predictions) == truth
+            colours = nearest_visible_colours(images, corruption.indices, self.config.model.patch_size)
+            guessed = self.target.bins_of_colours(colours) == truth
+            means = [self.target.loss(predictions, targets), right.to(exact).mean(), guessed.to(exact).mean()]
+            sums += torch.stack([*(mean.to(exact) for mean in means), sums.new_ones(())]) * len(images)
+            for cell, count in zip(truth.unbind(-1), counts, strict=True):
+                count += torch.bincount(cell.flatten(), minlength=self.target.num_bins)
+        sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
+        loss, accuracy, neighbours = (sums[:3] / sums[3]).tolist()
+        probed = self.probe(model.vit) if self.probe else {}  # type: ignore[arg-type]
+        return probed | {
+            "loss": loss,
+            "bin_accuracy": accuracy,
+            "baseline_majority": (counts.amax(-1).sum() / counts.sum()).item(),
+            "baseline_neighbours": neighbours,
+        }
+
+    def pictures(self, model: nn.Module) -> dict[str, Tensor]:
+        """Held-out images in rows: input | corrupted | predicted colours | true colours."""
+        if not self.config.eval.pictures:
+            return {}
+        batch = next(iter(self._eval_batches(0, 1, self.config.eval.pictures)), None)
+        if batch is None:  # not one of these images can be read
+            return {}
+        images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
+        predictions, targets = self.predict(model, images, corruption)
+        seen = draw_corrupted(images, corruption.indices, corruption.sources, self.config.model.patch_size)
+        predicted = draw_patches(images, corruption.indices, self.target.pixels(predictions))
+        true = draw_patches(images, corruption.indices, self.target.true_pixels(targets))
+        zoom = max(1, 128 // images.shape[-1])
+        row = torch.cat([nn.functional.pad(x, [1] * 4, value=255) for x in (images, seen, predicted, true)], dim=-1)
+        row = row.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+        return {"input_corrupted_predicted_true": row}
+
+    def _eval_batches(self, rank: int, world_size: int, only: int | None = None) -> Any:
+        images = (
+            self.eval_images if only is None else Subset(self.eval_images, np.arange(min(only, len(self.eval_images))))
+        )
+        loader = eval_loader(
+            images,
+            self.size,
+            self.draw,
+            batch_size=self.config.eval.batch_size,
+            rank=rank,
+            world_size=world_size,
+            workers=0 if only else self.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for batch in readable(loader, self.config.data.on_error, self.unreadable):
+            yield to_device(batch, self.accelerator.device)

@@ -1,0 +1,202 @@
+"""What a corrupted patch's token has to predict: the three targets of the ViT paper's appendix B.1.2.
+
+A target is made from the images as seen, uint8 after crop and flip, on the device; never from normalised pixels, whose
+colours would nearly all fall into one bin.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from torch import Tensor
+
+from mpp.models.vit import gather
+
+
+class Target(Protocol):
+    """One way to ask for a patch's content. N patches of an image, K of them corrupted."""
+
+    num_outputs: int  # width of the prediction head
+    cells: int  # bins a patch
+    num_bins: int  # there are in all, of each cell
+
+    def of(self, images: Tensor) -> Tensor:
+        """Targets of all patches from uint8 images: (B, C, H, W) -> (B, N, ...)."""
+        ...
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of predictions (B, K, num_outputs) against targets (B, K, ...): a scalar."""
+        ...
+
+    def bins(self, targets: Tensor) -> Tensor:
+        """Colour bins of targets: (B, K, ...) -> (B, K, cells) int64. What accuracies and baselines count."""
+        ...
+
+    def predicted_bins(self, predictions: Tensor) -> Tensor:
+        """The bins that predictions (B, K, num_outputs) say: (B, K, cells) int64."""
+        ...
+
+    def bins_of_colours(self, colours: Tensor) -> Tensor:
+        """The bins of patches that have one colour (B, K, C), in 0..255: (B, K, cells) int64."""
+        ...
+
+    def pixels(self, predictions: Tensor) -> Tensor:
+        """A picture of predictions: (B, K, num_outputs) -> (B, K, C, P, P) uint8 patches."""
+        ...
+
+    def true_pixels(self, targets: Tensor) -> Tensor:
+        """The same picture of the truth: (B, K, ...) -> (B, K, C, P, P) uint8 patches."""
+        ...
+
+
+def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) -> Target:
+    """A target by its name: "mean-colour" (the paper's default), "4x4" (or any "GxG" cells a patch), or "pixels".
+
+    `bits` a channel: 3 gives 8 bins a channel and 512 colours. Raises ValueError if a name or size makes no sense.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits a channel must be in 1..8, not {bits}")
+    if name == "pixels":
+        return Pixels(patch_size, bits, channels)
+    grid = re.fullmatch(r"(\d+)x\1", name)
+    if name != "mean-colour" and not grid:
+        raise ValueError(f"there is no target {name!r}; there are: mean-colour, 4x4 (or another square), pixels")
+    cells = int(grid[1]) if grid else 1
+    if cells < 1 or patch_size % cells:
+        raise ValueError(f"a patch of {patch_size}x{patch_size} pixels does not divide into {name} cells")
+    return ColourBins(patch_size, cells, bits, channels)
+
+
+class ColourBins:
+    """The bin of the mean colour of each of grid x grid cells of a patch: classification among 2^(bits * channels).
+
+    grid 1 is the paper's mean colour (512 classes at 3 bits), grid 4 its 4 x 4 downsized patch (16 x 512 in parallel).
+    """
+
+    def __init__(self, patch_size: int, grid: int, bits: int, channels: int = 3) -> None:
+        self.patch_size, self.grid, self.bits, self.channels = patch_size, grid, bits, channels
+        self.cells = grid * grid
+        self.num_bins = 2 ** (bits * channels)
+        self.num_outputs = self.cells * self.num_bins
+
+    def of(self, images: Tensor) -> Tensor:
+        cell = self.patch_size // self.grid
+        cells = reduce(
+            images.to(torch.int32),
+            "b c (h gy y) (w gx x) -> b (h w) (gy gx) c",
+            "sum",
+            gy=self.grid,
+            gx=self.grid,
+            y=cell,
+            x=cell,
+        )
+        return self._classes(cells // (cell * cell * 2 ** (8 - self.bits)))  # exact: floor(mean / 32) in integers
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self._logits(predictions).float().flatten(0, -2), targets.flatten())
+
+    def bins(self, targets: Tensor) -> Tensor:
+        return targets
+
+    def predicted_bins(self, predictions: Tensor) -> Tensor:
+        return self._logits(predictions).argmax(-1)
+
+    def bins_of_colours(self, colours: Tensor) -> Tensor:
+        classes = self._classes((colours / 2 ** (8 - self.bits)).long())  # (B, K)
+        return repeat(classes, "b k -> b k cells", cells=self.cells)
+
+    def pixels(self, predictions: Tensor) -> Tensor:
+        return self.true_pixels(self.predicted_bins(predictions))
+
+    def true_pixels(self, targets: Tensor) -> Tensor:
+        shifts = torch.arange(self.channels - 1, -1, -1, device=targets.device) * self.bits
+        levels = (targets[..., None] >> shifts) & (2**self.bits - 1)  # (B, K, cells, C)
+        width = 2 ** (8 - self.bits)
+        colours = (levels * width + width // 2).to(torch.uint8)  # the middle of the bin
+        cell = self.patch_size // self.grid
+        return repeat(colours, "b k (gy gx) c -> b k c (gy y) (gx x)", gy=self.grid, y=cell, x=cell)
+
+    def _classes(self, levels: Tensor) -> Tensor:
+        """Levels a channel (..., C) -> one class (...), the first channel in the highest bits."""
+        classes = torch.zeros_like(levels[..., 0], dtype=torch.int64)
+        for channel in range(self.channels):
+            classes = (classes << self.bits) | levels[..., channel]
+        return classes
+
+    def _logits(self, predictions: Tensor) -> Tensor:
+        return rearrange(predictions, "b k (cells classes) -> b k cells classes", classes=self.num_bins)
+
+
+class Pixels:
+    """The patch's raw pixels, scaled to -1..1, by mean squared error. Its bins are those of the mean colour."""
+
+    def __init__(self, patch_size: int, bits: int, channels: int = 3) -> None:
+        self.patch_size, self.channels = patch_size, channels
+        self.num_outputs = channels * patch_size**2
+        self.colours = ColourBins(patch_size, 1, bits, channels)
+        self.cells, self.num_bins = 1, self.colours.num_bins
+
+    def of(self, images: Tensor) -> Tensor:
+        p = self.patch_size
+        return rearrange(images / 127.5 - 1, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(predictions.float(), targets)
+
+    def bins(self, targets: Tensor) -> Tensor:
+        pixels = self.true_pixels(targets)
+        return self.colours.of(rearrange(pixels, "b k c y x -> (b k) c y x")).view(*targets.shape[:2], 1)
+
+    def predicted_bins(self, predictions: Tensor) -> Tensor:
+        return self.bins(predictions)
+
+    def bins_of_colours(self, colours: Tensor) -> Tensor:
+        return self.colours.bins_of_colours(colours)
+
+    def pixels(self, predictions: Tensor) -> Tensor:
+        return self.true_pixels(predictions)
+
+    def true_pixels(self, targets: Tensor) -> Tensor:
+        pixels = ((targets.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return rearrange(pixels, "b k (c y x) -> b k c y x", c=self.channels, y=self.patch_size)
+
+
+def nearest_visible_colours(images: Tensor, indices: Tensor, patch_size: int) -> Tensor:
+    """The neighbours baseline: each corrupted patch's colour guessed from the nearest patches that are not corrupted.
+
+    The mean of the mean colours of all uncorrupted patches at the smallest distance (in the patch grid).
+    Shapes: uint8 images (B, C, H, W), corrupted patches (B, K) -> colours (B, K, C) in 0..255.
+    """
+    colours = reduce(images.float(), "b c (h p) (w q) -> b h w c", "mean", p=patch_size, q=patch_size)
+    _, height, width, _ = colours.shape
+    colours = rearrange(colours, "b h w c -> b (h w) c")
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([y.flatten(), x.flatten()], dim=-1).to(images.device)  # (N, 2)
+    distances = (places[:, None] - places[None]).square().sum(-1)  # (N, N), exact integers
+    distances = distances[indices]  # (B, K, N)
+    corrupted = torch.zeros(colours.shape[:2], dtype=torch.bool, device=images.device).scatter(1, indices, True)
+    distances = distances.masked_fill(corrupted[:, None], torch.iinfo(distances.dtype).max)
+    nearest = (distances == distances.amin(-1, keepdim=True)).float()  # (B, K, N)
+    return nearest @ colours / nearest.sum(-1, keepdim=True)
+
+
+def draw_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:
+    """Put patches (B, K, C, P, P) into images (B, C, H, W) at the places (B, K); returns new images."""
+    p = patches.shape[-1]
+    height = images.shape[-2] // p
+    cells = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
+    flat = rearrange(patches, "b k c y x -> b k (c y x)")
+    cells = cells.scatter(1, repeat(indices, "b k -> b k d", d=flat.shape[-1]), flat)
+    return rearrange(cells, "b (h w) (c y x) -> b c (h y) (w x)", h=height, y=p, x=p)
+
+
+def draw_corrupted(images: Tensor, indices: Tensor, sources: Tensor, patch_size: int) -> Tensor:
+    """What the model sees, as a picture: [mask] is grey, replaced patches show their replacement. uint8 in and out."""
+    patches = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=patch_size, x=patch_size)
+    with_mask = torch.cat([patches, torch.full_like(patches[:, :1], 128)], dim=1)
+    shown = rearrange(gather(with_mask, sources), "b k (c y x) -> b k c y x", y=patch_size, x=patch_size)
+    return draw_patches(images, indices, shown)

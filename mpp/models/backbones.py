@@ -1,0 +1,102 @@
+"""Where a backbone comes from: fresh, a run, an exported folder, or the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mpp.config import DownstreamModel, Model, height_width
+from mpp.config.checks import refuse_cut_patches
+from mpp.errors import UserError
+from mpp.files import sha256_of
+from mpp.models.vit import ViT
+
+
+def build_vit(model: Model) -> ViT:
+    """A fresh encoder from the options of a run. Raises UserError if they do not go together."""
+    try:
+        return ViT(
+            model.variant,
+            img_size=height_width(model.img_size),
+            patch_size=model.patch_size,
+            embed_dim=model.embed_dim,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            mlp_ratio=model.mlp_ratio,
+            pos_embed=model.pos_embed,
+            pos_init=model.pos_init,
+            dropout=model.dropout,
+            drop_path=model.drop_path,
+        )
+    except ValueError as error:
+        raise UserError(f"the --model options do not go together: {error}") from error
+
+
+def downstream_vit(init: str, model: DownstreamModel) -> ViT:
+    """The encoder that --init names, at --model.img-size, with --model.dropout and --model.drop-path.
+
+    Raises UserError if --init has weights and an option asks for another shape than theirs.
+    """
+    if init == "scratch":
+        return build_vit(dataclasses.replace(model, img_size=model.img_size or 32))
+    refuse_shape_options(init, model)
+    return fitted(load_backbone(init, dropout=model.dropout, drop_path=model.drop_path), model.img_size)
+
+
+def fitted(vit: ViT, img_size: int | tuple[int, int] | None) -> ViT:
+    """An encoder at --model.img-size, if that is given. Raises UserError if it does not divide into its patches."""
+    refuse_cut_patches(img_size, vit.patch_size)
+    return vit if img_size is None else vit.resize(height_width(img_size))
+
+
+def refuse_shape_options(init: str, model: DownstreamModel) -> None:
+    """Raise UserError if an option asks for another shape than the weights that --init names have."""
+    mine = ("img_size", "pool", "dropout", "drop_path")
+    for option in (option for option in dataclasses.fields(Model) if option.name not in mine):
+        if getattr(model, option.name) != option.default:
+            name = option.name.replace("_", "-")
+            raise UserError(f"--model.{name} is only for --init scratch: {init} has a shape of its own; leave it out")
+
+
+def digest_of(init: str) -> str | None:
+    """SHA-256 of the weights that --init names, to tell whether they have changed; None of scratch and the hub's."""
+    weights = Path(exported(init, "backbone"), "model.safetensors") if init != "scratch" else Path()
+    return _digest(weights, weights.stat().st_mtime_ns) if weights.is_file() else None
+
+
+@cache
+def _digest(weights: Path, written: int) -> str:
+    return sha256_of(weights)  # once for each time that they were written: a comparison asks again and again
+
+
+def load_backbone(init: str, **options: Any) -> ViT:
+    """A trained encoder from a run's folder, an exported backbone's folder or a hub id.
+
+    `options` (dropout, drop_path) take the place of those it was trained with. Raises UserError if there is none.
+    """
+    folder = exported(init, "backbone")
+    try:
+        return ViT.from_pretrained(folder, **options)
+    except Exception as error:
+        raise UserError(f"--init {init}: no backbone could be loaded from it ({_first_line(error)})") from error
+
+
+def exported(init: str, kind: str) -> str:
+    """The folder of a run's `kind`, or `init` itself if it is one, or a hub id."""
+    folder = Path(init)
+    if (folder / kind).is_dir():
+        return str(folder / kind)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        unfinished = (
+            " (the run has not finished: go on with it by --resume)" if (folder / "checkpoints").is_dir() else ""
+        )
+        raise UserError(f"--init {init} has neither {kind}/ nor config.json{unfinished}")
+    if not folder.is_dir() and (init.startswith((".", "/", "~")) or init.count("/") > 1):
+        raise UserError(f"--init {init} does not exist")
+    return init
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,378 @@
+"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), its sizes and its position embeddings.
+
+Parameters are called as timm's, so that weights move in either direction; only `patch_embed` is a linear layer here and
+a convolution (`patch_embed.proj`) there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from mpp.models.positions import RelativePositions, _interpolate, _sincos
+from mpp.models.pretrained import Pretrained
+
+PosEmbed = Literal["1d", "2d", "relative", "none"]
+
+
+PosInit = Literal["normal", "sincos"]
+
+
+_MAX_DEPTH = 1000  # blocks: a configuration from elsewhere is not to keep us building for ever
+
+
+_MANY_ON_A_CPU = 1 << 24  # attention logits: 64 MiB, beyond which keeping them no longer pays
+
+
+VARIANTS: dict[str, dict[str, int]] = {
+    "nano": {"embed_dim": 128, "depth": 6, "num_heads": 4},  # ours: for CPUs and small images
+    "Ti": {"embed_dim": 192, "depth": 12, "num_heads": 3},  # DeiT (arXiv 2012.12877), table 1
+    "S": {"embed_dim": 384, "depth": 12, "num_heads": 6},  # DeiT, table 1
+    "B": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv 2010.11929), table 1
+    "L": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "H": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+
+
+class ViT(
+    nn.Module,
+    Pretrained,
+    library_name="masked-patch-pretraining",
+    tags=["vision-transformer", "masked-patch-prediction"],
+    license="apache-2.0",
+):
+    """A Vision Transformer encoder: normalised images (B, C, H, W) -> tokens (B, 1 + N, D), [class] first.
+
+    Args:
+        variant: a size of `VARIANTS`; `embed_dim`, `depth`, `num_heads` and `mlp_ratio` (4 in the paper) override it.
+        img_size: side of a square image, or (height, width), in pixels; a multiple of `patch_size`.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of an image.
+        pos_embed: "1d" (the paper's default: one learnt vector a place), "2d" (a row half and a column half),
+            "relative" (in every attention, the query meets a learnt vector for each offset) or "none".
+        pos_init: what learnt absolute position embeddings ("1d", "2d") start as: "normal" (the paper's code: noise of
+            deviation 0.02) or "sincos" (2-D sines and cosines, learnt from there on), with which masked patches find
+            their neighbours from the first step.
+        dropout: probability, in 0..1, after the position embeddings and after every linear layer of a block but qkv.
+        drop_path: probability, in 0..1, of skipping the last block's branches for a sample; rises linearly with depth.
+
+    Raises ValueError where sizes do not fit each other.
+    """
+
+    _hub_mixin_config: dict[str, Any]  # the arguments of __init__, kept by the mixin
+
+    def __init__(
+        self,
+        variant: str = "B",
+        *,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        pos_embed: PosEmbed = "1d",
+        pos_init: PosInit = "normal",
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"there is no ViT variant {variant!r}; there are: {', '.join(VARIANTS)}")
+        if pos_embed not in get_args(PosEmbed):
+            raise ValueError(f"there is no pos_embed {pos_embed!r}; there are: {', '.join(get_args(PosEmbed))}")
+        self.embed_dim = VARIANTS[variant]["embed_dim"] if embed_dim is None else embed_dim
+        self.depth = VARIANTS[variant]["depth"] if depth is None else depth
+        self.num_heads = VARIANTS[variant]["num_heads"] if num_heads is None else num_heads
+        if not 0 < self.depth <= _MAX_DEPTH:
+            raise ValueError(f"depth {self.depth} must be from 1 to {_MAX_DEPTH}")
+        if self.embed_dim % self.num_heads or (pos_embed == "2d" and self.embed_dim % 2):
+            raise ValueError(
+                f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads (2d: and 2 halves)"
+            )
+        if pos_init not in get_args(PosInit):
+            raise ValueError(f"there is no pos_init {pos_init!r}; there are: {', '.join(get_args(PosInit))}")
+        if pos_init == "sincos" and pos_embed in ("1d", "2d") and self.embed_dim % 4:
+            raise ValueError(f"pos_init sincos needs an embed_dim that is a multiple of 4, not {self.embed_dim}")
+        self.pos_init = pos_init
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.pos_embed_kind = pos_embed
+        self.img_size = _height_width(img_size)
+        self.grid = self._grid_of(self.img_size)
+
+        self.patch_embed = nn.Linear(in_chans * patch_size**2, self.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        height, width = self.grid
+        if pos_embed == "1d":
+            self.pos_embed = nn.Parameter(torch.empty(1, 1 + height * width, self.embed_dim))
+        elif pos_embed == "2d":
+            self.pos_embed_cls = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+            self.pos_embed_rows = nn.Parameter(torch.empty(height, self.embed_dim // 2))
+            self.pos_embed_cols = nn.Parameter(torch.empty(width, self.embed_dim // 2))
+        self.pos_drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                self.embed_dim,
+                self.num_heads,
+                mlp_ratio,
+                dropout,
+                drop_path=drop_path * i / max(1, self.depth - 1),
+                relative_grid=self.grid if pos_embed == "relative" else None,
+            )
+            for i in range(self.depth)
+        )
+        self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+        self.activation_checkpointing = False  # whether training computes the blocks' activations again on the way back
+        self.initialise()
+
+    @property
+    def num_patches(self) -> int:
+        """N, the patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images: (B, C, H, W) normalised floats -> (B, 1 + N, D) tokens after the last norm."""
+        return self.encode(self.embed(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Cut images into patches and project them: (B, C, H, W) -> (B, N, D), before positions."""
+        if tuple(images.shape[-2:]) != self.img_size:
+            raise ValueError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} came to a ViT for {self.img_size[0]}x"
+                f"{self.img_size[1]}; vit.resize({tuple(images.shape[-2:])}) interpolates its position embeddings"
+            )
+        p = self.patch_size
+        return self.patch_embed(rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
+
+    def encode(self, embeddings: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Run the encoder on patch embeddings: (B, N, D) -> (B, 1 + N, D) tokens after the last norm.
+
+        With `patches` (B, K), only the tokens of these patches are returned (B, K, D), and the last block computes no
+        others: the same numbers for 7 % less work at depth 6 and half the patches, 3 % at depth 12.
+        """
+        tokens = self.add_positions(embeddings)
+        for block in self.blocks[:-1]:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return self.norm(self.blocks[-1](tokens, None if patches is None else patches + 1))  # [class] is token 0
+
+    def layers(self, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Tokens (B, 1 + N, D) after blocks `numbers`, 1..depth, each put through the last norm; depth is `forward`."""
+        tokens = self.add_positions(self.embed(images))
+        found = {}
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens)
+            if number in numbers:
+                found[number] = self.norm(tokens)
+        return [found[number] for number in numbers]
+
+    def add_positions(self, embeddings: Tensor) -> Tensor:
+        """Put [class] in front and add the position embeddings: (B, N, D) -> (B, 1 + N, D)."""
+        tokens = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
+        positions = self.positions()
+        return self.pos_drop(tokens if positions is None else tokens + positions)
+
+    def positions(self) -> Tensor | None:
+        """The absolute position embeddings (1, 1 + N, D), or None where there are none (relative, none)."""
+        if self.pos_embed_kind == "1d":
+            return self.pos_embed
+        if self.pos_embed_kind == "2d":
+            height, width = self.grid
+            rows = repeat(self.pos_embed_rows, "h d -> 1 (h w) d", w=width)
+            cols = repeat(self.pos_embed_cols, "w d -> 1 (h w) d", h=height)
+            return torch.cat([self.pos_embed_cls, torch.cat([rows, cols], dim=-1)], dim=1)
+        return None
+
+    def resize(self, img_size: int | Sequence[int]) -> ViT:
+        """Fit the model to another image size: position embeddings are interpolated in 2-D by place in the image.
+
+        The patch size stays, so the sequence grows or shrinks; [class] keeps its embedding. The same size changes
+        nothing. Returns self. (ViT paper, section 3.2; bicubic with antialiasing as timm does.)
+        """
+        old, size = self.grid, _height_width(img_size)
+        self.grid, self.img_size = self._grid_of(size), size
+        if self.grid == old:
+            return self
+        with torch.no_grad():
+            if self.pos_embed_kind == "1d":
+                cls, places = self.pos_embed[:, :1], self.pos_embed[0, 1:]
+                places = _interpolate(rearrange(places, "(h w) d -> h w d", h=old[0]), self.grid)
+                places = torch.cat([cls, rearrange(places, "h w d -> 1 (h w) d")], dim=1)
+                self.pos_embed = nn.Parameter(places, self.pos_embed.requires_grad)
+            elif self.pos_embed_kind == "2d":
+                rows = _interpolate(rearrange(self.pos_embed_rows, "h d -> h 1 d"), (self.grid[0], 1))
+                cols = _interpolate(rearrange(self.pos_embed_cols, "w d -> 1 w d"), (1, self.grid[1]))
+                self.pos_embed_rows = nn.Parameter(rearrange(rows, "h 1 d -> h d"))
+                self.pos_embed_cols = nn.Parameter(rearrange(cols, "1 w d -> w d"))
+            elif self.pos_embed_kind == "relative":
+                for module in self.modules():
+                    if isinstance(module, RelativePositions):
+                        module.resize(self.grid)
+        return self
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw fresh weights as the authors' JAX code does (github.com/google-research/vision_transformer,
+        vit_jax/models_vit.py; timm's `weight_init="jax"` is the same but for qkv, see below)."""
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            if name == "patch_embed":  # flax's nn.Conv: LeCun normal, truncated at 2 sigma
+                std = math.sqrt(1 / module.in_features) / 0.87962566103423978
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            elif name.endswith("qkv"):  # drawn as three (D, D) matrices, which the fused one stands for
+                bound = math.sqrt(6 / (2 * module.in_features))
+                nn.init.uniform_(module.weight, -bound, bound)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            nn.init.normal_(module.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.cls_token)
+        for name, parameter in self.named_parameters():
+            if "pos_embed" in name or "relative" in name:
+                nn.init.normal_(parameter, std=0.02)
+        if self.pos_init == "sincos":
+            self._start_positions_as_sincos()
+
+    def _start_positions_as_sincos(self) -> None:
+        """Sines and cosines of the row in one half of an embedding, of the column in the other, in geometrically spaced
+        wavelengths, as MoCo v3's and MAE's fixed embeddings (arXiv 2104.02057, 2111.06377)."""
+        height, width = self.grid
+        rows, cols = _sincos(height, self.embed_dim // 2), _sincos(width, self.embed_dim // 2)
+        if self.pos_embed_kind == "1d":
+            places = [repeat(rows, "h d -> (h w) d", w=width), repeat(cols, "w d -> (h w) d", h=height)]
+            self.pos_embed[0, 1:] = torch.cat(places, dim=-1)
+        elif self.pos_embed_kind == "2d":
+            self.pos_embed_rows.copy_(rows)
+            self.pos_embed_cols.copy_(cols)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> str | None:
+        """Write `config.json` and `model.safetensors` to a folder (and to the hub with `push_to_hub=True`)."""
+        if kwargs.get("config") is None:  # push_to_hub passes None
+            kwargs["config"] = self.hub_config()
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def hub_config(self) -> dict[str, Any]:
+        """The arguments that build this model, for `config.json`."""
+        return self._hub_mixin_config | {"img_size": list(self.img_size)}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, img_size: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> ViT:
+        """Load an encoder from a folder or a hub id, at `img_size` if given (position embeddings interpolated)."""
+        vit = super().from_pretrained(pretrained_model_name_or_path, strict=True, **kwargs)
+        return vit if img_size is None else vit.resize(img_size)
+
+    def _grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        if self.patch_size < 1 or any(side < 1 or side % self.patch_size for side in img_size):
+            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {self.patch_size}")
+        return img_size[0] // self.patch_size, img_size[1] // self.patch_size
+
+
+class Block(nn.Module):
+    """One pre-norm encoder block: x + MSA(LN(x)), then x + MLP(LN(x)). Shapes: (B, T, D) -> (B, T, D).
+
+    With `at` (B, K), it computes these tokens alone, which attend to all: -> (B, K, D).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        drop_path: float,
+        relative_grid: tuple[int, int] | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim, num_heads, dropout, relative_grid)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(embed_dim, round(mlp_ratio * embed_dim), dropout)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        attended = self.attn(self.norm1(x), at)
+        x = (x if at is None else gather(x, at)) + self.drop_path(attended)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection to queries, keys and values. (B, T, D) -> (B, T, D)."""
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float, relative_grid: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.relative = None if relative_grid is None else RelativePositions(relative_grid, embed_dim // num_heads)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        """Every token attends to all, or those `at` (B, K) do: (B, T, D) -> (B, T or K, D)."""
+        if at is None:
+            q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        else:
+            dim = x.shape[-1]
+            q = F.linear(gather(x, at), self.qkv.weight[:dim], self.qkv.bias[:dim])
+            q = rearrange(q, "b k (h d) -> b h k d", h=self.num_heads)
+            kv = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
+            k, v = rearrange(kv, "b t (two h d) -> two b h t d", two=2, h=self.num_heads)
+        bias = None if self.relative is None else self.relative(q, at)
+        x = attend(q, k, v, bias)
+        return self.drop(self.proj(rearrange(x, "b h t d -> b t (h d)")))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, of queries (B, h, Q, d), keys and values (B, h, T, d) -> (B, h, Q, d).
+
+    torch's fused attention, but on a CPU the three steps one by one: for the short sequences that a CPU trains on they
+    take 0.9 of its time in fp32, and 0.2 to 0.4 in bf16, whose fused backward pass does not use the chip's bf16 units.
+    """
+    logits_in_all = q.shape[:-1].numel() * k.shape[-2]  # B h Q T
+    if q.device.type != "cpu" or logits_in_all > _MANY_ON_A_CPU:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    logits = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b h t d -> b h d t")  # (B, h, Q, T)
+    return (logits if bias is None else logits + bias).softmax(-1) @ v
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between. (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, embed_dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, embed_dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+def gather(tokens: Tensor, places: Tensor) -> Tensor:
+    """Take tokens by place: (B, T, D), (B, K) -> (B, K, D)."""
+    return tokens.gather(1, repeat(places, "b k -> b k d", d=tokens.shape[-1]))
+
+
+def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else (*img_size, *img_size)[:2]
+    return int(height), int(width)
+
+
+def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
+    """One vector an image: the mean of its patches' tokens or the [class] token. (B, 1 + N, D) -> (B, D)."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)

@@ -1,0 +1,233 @@
+"""What a run writes for people and programs to read: config.toml, metrics.jsonl, TensorBoard, pictures, result.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from mpp.config import differences, flat, write_toml
+from mpp.errors import UserError
+from mpp.files import write_whole
+from mpp.run.machine import PREPARING, wait_at_most
+
+# Options that change no number, or only its rounding: a run may go on with others.
+_HARMLESS = {
+    *("data.workers", "data.cache", "data.on_error", "eval.every", "eval.pictures"),
+    *("train.accumulate", "train.activation_checkpointing", "train.auto_batch", "train.compile", "train.log_every"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.on_nonfinite", "train.max_skips"),
+}
+
+
+_PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
+
+
+class Records:
+    """The writing side of a run's folder. Only the main process writes; the others' calls do nothing."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, config: Any) -> None:
+        self.folder, self.accelerator, self.config = folder, accelerator, config
+        self.metrics_file = folder / "metrics.jsonl"
+
+    def open(self, step: int, headline: str) -> None:
+        """Start writing after `step` steps: what an interrupted run wrote beyond them is taken back."""
+        if not self.accelerator.is_main_process:
+            return
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_toml(self.config, self.folder / "config.toml")
+            (self.folder / "result.json").unlink(missing_ok=True)  # of a run that goes on: not its last evaluation
+            self._take_back(step)
+            # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
+            purge = {"purge_step": step + 1} if step else {}
+            self.accelerator.project_configuration.logging_dir = str(self.folder)
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
+            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(self.config).items()}
+            for summary in hparams(plain, {headline: 0.0}):
+                self._writer().file_writer.add_summary(summary)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same names in TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        with writing(self.folder):
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+            self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
+
+    def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
+        """Pictures by name, uint8 (B, C, H, W), to samples/ as one PNG a name and to TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        for name, images in pictures.items():
+            grid = make_grid(images.cpu(), nrow=2, padding=4, pad_value=255)
+            with writing(self.folder):
+                save_picture(grid, self.folder / "samples" / f"{name}_{step:08d}.png")
+                self._writer().add_image(f"samples/{name}", grid, step)
+
+    def close(self) -> None:
+        """Have everything logged on the disk."""
+        with writing(self.folder):
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        self.accelerator.trackers.clear()
+
+    def _take_back(self, step: int) -> None:
+        """Keep only the lines of metrics.jsonl up to `step`, whole ones."""
+        if not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue
+        write_whole(self.metrics_file, "".join(kept).encode())
+
+    def _writer(self) -> Any:
+        return self.accelerator.get_tracker("tensorboard", unwrap=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what a full disk, or one that has gone, raises into one line that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder} can no longer be written ({reason}); make room on the disk, and --resume goes on from the last "
+            f"checkpoint"
+        ) from error
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture, uint8 (3, H, W), as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(picture).save(path)
+
+
+def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
+    """Have `save` write a folder; readers see the old one, the new one or for a moment none, never a part."""
+    draft = folder.with_name(folder.name + ".tmp")
+    with writing(folder):
+        shutil.rmtree(draft, ignore_errors=True)
+        save(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+
+
+def finish(folder: Path, config: Any, result: dict[str, Any]) -> None:
+    """Write a run's result.json: `result`, the seed and the versions of what it ran on."""
+    packages = {name: version(name) for name in _PACKAGES}
+    text = json.dumps(result | {"seed": config.seed, "packages": packages}, indent=1)
+    with writing(folder):
+        write_whole(folder / "result.json", text.encode())
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why no run can be written into a folder that may not be there yet, or None; tried out, and left as it was."""
+    made: list[Path] = []
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+    return None
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raise UserError if a folder already holds a run."""
+    if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "lr_grid", "result.json")):
+        raise UserError(f"--output {folder} already holds a run; --resume goes on with it, or give another folder")
+
+
+def refuse_other_options(folder: Path, config: Any, *, remade: bool = False) -> None:
+    """Raise UserError if a run was begun with other options than are asked for now, and the numbers depend on them.
+
+    --resume-anyway insists. With `remade`, more steps are another run, too: one to be made again, not to go on with.
+    """
+    if getattr(config, "resume_anyway", False):
+        return
+    if not (folder / "config.toml").exists():
+        if (folder / "checkpoints").exists():
+            raise UserError(
+                f"{folder} holds checkpoints but no config.toml to say of which options; --resume-anyway goes on with "
+                f"those asked for now, or give another --output"
+            )
+        return
+    found = differences(folder / "config.toml", config)
+    if getattr(getattr(config, "optim", None), "lr_grid", ()):  # from which the run chose its lr
+        found.pop("optim.lr", None)
+    allowed = _HARMLESS if remade else {*_HARMLESS, "train.steps"}
+    named = [
+        f"--{name.replace('_', '-')} {then}, now {now}" for name, (then, now) in found.items() if name not in allowed
+    ]
+    if named:
+        way_out = (
+            "give another --output, or remove that folder to have it made again"
+            if remade
+            else "leave them out to go on as it began, insist with --resume-anyway, or give another --output"
+        )
+        raise UserError(
+            f"{folder} was made with other options than are asked for now ({', '.join(named[:5])}"
+            f"{f' and {len(named) - 5} more' if len(named) > 5 else ''}); {way_out}"
+        )
+
+
+def named_folder(output: str | None, command: str) -> Path:
+    """--output, or a new name, the same on all processes."""
+    return Path(broadcast_object_list([output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"])[0])
+
+
+def prepare_output(config: Any, command: str, resume: bool, accelerator: Accelerator) -> Path:
+    """The run's folder, the same on all processes. Raises UserError if it cannot be written, or holds a run that is not
+    to be resumed, or was begun with other options."""
+    if config.output is None and resume:
+        raise UserError("--resume goes on with the run in --output; name that folder")
+    wait_at_most(PREPARING)
+    folder = named_folder(config.output, command)
+    if resume:
+        refuse_other_options(folder, config)
+    else:
+        refuse_to_overwrite(folder)
+    if reason := broadcast_object_list([why_unwritable(folder) if accelerator.is_main_process else None])[0]:
+        raise UserError(f"--output {folder} cannot be written ({reason}); name another folder")
+    accelerator.wait_for_everyone()  # before the main process writes into it
+    return folder
+
+
+def how_to_resume(command: str, step: int, output: Path) -> str:
+    """What a run that was stopped says last."""
+    processes = PartialState().num_processes
+    launched = f" (with the launch options it began with: {processes} processes)" if processes > 1 else ""
+    return (
+        f"stopped at step {step}; resume with: accelerate launch {command} --config {output / 'config.toml'} "
+        f"--output {output} --resume{launched}"
+    )
