@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -19,9 +20,12 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def renamed(option: str, here: str) -> Iterator[None]:
-    """Have a UserError name an option (or a part of its name) as the command at hand calls it."""
+def renamed(option: str, here: str, texts: Iterable[str] = ()) -> Iterator[None]:
+    """Have a UserError name an option (or the start of one, as "--") as the command at hand does. `texts` are what the
+    user typed, a path for example: they stay as they are."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace(option, here)) from error
+        typed = map(re.escape, sorted(filter(None, texts), key=len, reverse=True))
+        pattern = "|".join([*typed, rf"(?<![\w/.-])({re.escape(option)})"])
+        raise UserError(re.sub(pattern, lambda found: here if found[1] else found[0], str(error))) from error

@@ -31,3 +31,10 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shipped(folder: str) -> Path:
+    """A folder of the repository ("recipes/presets", "tools"), which a wheel carries inside the package."""
+    package = Path(__file__).parent
+    inside = package / Path(folder).name
+    return inside if inside.is_dir() else package.parent / folder

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from mpp.config import Pretrain, parse
-from mpp.config.checks import check_pretrain
+from mpp.config.checks import check
+from mpp.config.command_line import parse
+from mpp.config.commands import Pretrain
 from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
     """Run the command; returns the last evaluation's metrics."""
     config = parse(Pretrain, args)
-    check_pretrain(config)
+    check(config)
 
     from mpp.commands.pretrain import run_pretraining
     from mpp.run.machine import start_accelerator  # heavy imports come after --help and the checks

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpp.config import FineTune, parse
-from mpp.config.checks import check_finetune
+from mpp.config.checks import check
+from mpp.config.command_line import parse
+from mpp.config.commands import FineTune
 from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Run the command; returns what result.json says."""
     config = parse(FineTune, args)
-    check_finetune(config)
+    check(config)
 
     from mpp.commands.finetune import (
         run_evaluation,  # heavy imports come after --help and the checks

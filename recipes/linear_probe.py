@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from mpp.config import LinearProbe, parse
-from mpp.config.checks import check_probe
+from mpp.config.checks import check
+from mpp.config.command_line import parse
+from mpp.config.commands import LinearProbe
 from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, float]:
     """Run the command; returns the accuracies."""
     config = parse(LinearProbe, args)
-    check_probe(config)
+    check(config)
 
     from mpp.commands.linear_probe import run_probe
     from mpp.run.machine import start_accelerator  # heavy imports come after --help and the checks

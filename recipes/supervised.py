@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpp.config import Supervised, parse
-from mpp.config.checks import check_labelled
+from mpp.config.checks import check
+from mpp.config.command_line import parse
+from mpp.config.commands import Supervised
 from mpp.run.command import run_command
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Run the command; returns what result.json says."""
     config = parse(Supervised, args)
-    check_labelled(config)
+    check(config)
 
     from mpp.commands.supervised import run_supervised  # heavy imports come after --help and the checks
     from mpp.run.machine import start_accelerator

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mpp.comparison.compare import adopt
-from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, differences, flat, parse, write_toml
-from mpp.config.checks import check_compare, check_finetune, check_labelled, check_pretrain, check_probe
+from mpp.config.checks import check
+from mpp.config.command_line import differences, flattened, parse, write_toml
+from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
 from mpp.data.sources.path import naming_the_source
 from mpp.errors import UserError
 from mpp.run.command import run_command
@@ -24,11 +25,11 @@ from tests.test_images import put
 from tests.test_pretrain import PRESETS, ROOT, launch, launch_file, pretrain, reset_accelerate
 
 KINDS = {
-    Pretrain: check_pretrain,
-    Supervised: check_labelled,
-    FineTune: check_finetune,
-    LinearProbe: check_probe,
-    Compare: check_compare,
+    Pretrain: check,
+    Supervised: check,
+    FineTune: check,
+    LinearProbe: check,
+    Compare: check,
 }
 
 
@@ -49,7 +50,7 @@ def numbers(of: type) -> list[tuple[type, str, int]]:
     """Every option that takes a number of a type (or several, or none by default): its kind, name and count."""
     found = []
     for kind in KINDS:
-        for name, value in flat(kind()).items():
+        for name, value in flattened(kind()).items():
             parts = value if isinstance(value, tuple) else (value,)
             if any(type(part) is of for part in parts) or (of is float and name.endswith("lr_grid")):
                 found.append((kind, "--" + name.replace("_", "-"), max(1, len(parts))))

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from mpp import Classifier, ViT
-from mpp.config import FineTuneOptim, Optim
+from mpp.config.options import FineTuneOptim, Optim
 from mpp.data.augment import mixed, randaugmented
 from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, rank_of

@@ -14,7 +14,7 @@ from mpp.comparison.compare import adopt
 from mpp.comparison.pieces import supervised_piece
 from mpp.comparison.plots import draw_curves
 from mpp.comparison.statistics import Finding, difference, interval, verdict
-from mpp.config import Compare
+from mpp.config.commands import Compare
 from mpp.errors import UserError
 from recipes.compare import main
 from tests.test_pretrain import reset_accelerate

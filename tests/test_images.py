@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps, features
 
-from mpp.config import LabelledData
+from mpp.config.options import LabelledData
 from mpp.data.decode import Unreadable, open_image, pixels, size_as_seen
 from mpp.data.images import load_images
 from mpp.data.packing import pack
@@ -224,7 +224,7 @@ def test_what_lies_beside_the_splits_is_named(tmp_path):
 
 
 def test_an_image_beside_the_class_folders_is_named_where_labels_are_wanted(tmp_path):
-    from mpp.config import LabelledData
+    from mpp.config.options import LabelledData
     from mpp.data.splits import open_fitted
 
     for file in ("train/a/0", "train/b/0", "train/cover", "test/a/0"):

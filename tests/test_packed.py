@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from mpp.config import LabelledData
+from mpp.config.options import LabelledData
 from mpp.data.images import load_images
 from mpp.data.packing import fingerprint, pack, verify
 from mpp.data.sources.path import split_names

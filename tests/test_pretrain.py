@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpp import ViT
-from mpp.config import Pretrain, as_arguments, parse, read_toml
+from mpp.config.command_line import as_arguments, parse
+from mpp.config.commands import Pretrain
+from mpp.config.presets import read_toml
 from mpp.errors import UserError
 from mpp.pretrain import main
 from mpp.run.folder import read_metrics
@@ -454,11 +456,11 @@ def test_the_quickstart_preset_is_the_default():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset):
-    from mpp.config import Compare, FineTune
-    from mpp.config.checks import check_compare, check_finetune, check_pretrain
+    from mpp.config.checks import check
+    from mpp.config.commands import Compare, FineTune
 
-    kinds = {"finetune": (FineTune, check_finetune), "compare": (Compare, check_compare)}
-    kind, check = kinds.get(preset.stem.split("-")[0], (Pretrain, check_pretrain))
+    kinds = {"finetune": (FineTune, check), "compare": (Compare, check)}
+    kind, check = kinds.get(preset.stem.split("-")[0], (Pretrain, check))
     check(parse(kind, ["--config", str(preset)]))
 
 

@@ -11,7 +11,7 @@ from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from mpp.config import LabelledData
+from mpp.config.options import LabelledData
 from mpp.data.splits import draw_labels, hold_out, open_labelled
 from mpp.errors import UserError
 from mpp.evaluation.probes import effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k

@@ -16,7 +16,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mpp.config import Optim, Train
+from mpp.config.options import Optim, Train
 from mpp.errors import UserError
 from mpp.run.folder import read_metrics
 from mpp.run.machine import asked_for

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mpp.config import parse
+from mpp.config.command_line import parse
 from mpp.errors import UserError
 from mpp.pretrain import main as pretrain
 from mpp.run.command import run_command

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from mpp.config import Source
+from mpp.config.options import Source
 from mpp.errors import UserError
 from mpp.run.command import run_command
 

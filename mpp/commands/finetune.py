@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mpp.commands.labelled import _train, closing_summary, write_result
-from mpp.config import FineTune, images_seen, write_toml
+from mpp.config.command_line import write_toml
+from mpp.config.commands import FineTune
+from mpp.config.derived import images_seen
 from mpp.data.images import Images, Subset
 from mpp.data.splits import at_most, hold_out, open_labelled, open_measured
 from mpp.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mpp.config import FineTune, Supervised
+from mpp.config.commands import FineTune, Supervised
 from mpp.data.images import Images
 from mpp.data.loader import share_of
 from mpp.methods.classify import Classifier, ClassifyJob, refuse_odd_pairs

@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from mpp.config import LinearProbe, Probe, write_toml
+from mpp.config.command_line import write_toml
+from mpp.config.commands import LinearProbe
+from mpp.config.options import Probe
 from mpp.data.batches import readable
 from mpp.data.images import Images
 from mpp.data.loader import eval_loader, no_draws

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mpp.config import Pretrain
+from mpp.config.commands import Pretrain
 from mpp.data.loader import share_of
 from mpp.data.streams import Stream
 from mpp.methods.masked_patches import PretrainJob

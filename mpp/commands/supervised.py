@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mpp.commands.labelled import _train, closing_summary, write_result
-from mpp.config import Supervised, height_width, images_seen
+from mpp.config.commands import Supervised
+from mpp.config.derived import height_width, images_seen
 from mpp.data.splits import open_labelled
 from mpp.models.backbones import build_vit
 from mpp.run.folder import finish, how_to_resume, prepare_output

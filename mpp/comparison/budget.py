@@ -11,7 +11,9 @@ import torch
 from accelerate import Accelerator
 
 from mpp.comparison.report import Cost
-from mpp.config import Compare, FineTune, LinearProbe, Pretrain, Supervised, height_width, parse
+from mpp.config.command_line import parse
+from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
+from mpp.config.derived import height_width
 from mpp.methods.classify import Classifier
 from mpp.methods.masked_patches import MaskedPatchModel
 from mpp.methods.targets import make_target

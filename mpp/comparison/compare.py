@@ -14,18 +14,10 @@ from mpp.comparison.budget import cost_of, plan
 from mpp.comparison.pieces import Arm, Piece, arms_of, finetune_piece, probe_piece, run_piece
 from mpp.comparison.report import Comparison, write_report
 from mpp.comparison.statistics import Finding
-from mpp.config import (
-    ArmPretraining,
-    Compare,
-    LabelledData,
-    Model,
-    Pretrain,
-    Supervised,
-    height_width,
-    like,
-    parse,
-    write_toml,
-)
+from mpp.config.command_line import options_of, parse, write_toml
+from mpp.config.commands import Compare, Pretrain, Pretraining, Supervised
+from mpp.config.derived import height_width
+from mpp.config.options import LabelledData, Model
 from mpp.data.images import Images
 from mpp.data.loader import share_of
 from mpp.data.splits import open_fitted, open_labelled
@@ -100,7 +92,7 @@ def open_downstream(config: Compare) -> Images:
     """The training images of the downstream task. Raises UserError, before anything is trained, if it has no labels or
     too few."""
     size = height_width(config.finetune.model.img_size or config.pretrain.model.img_size)
-    images, _ = open_labelled(like(LabelledData, config.data), size, seed=0)
+    images, _ = open_labelled(options_of(LabelledData, config.data), size, seed=0)
     classes = len(images.label_names or [])
     for labels in config.labels:
         if labels != "all" and not classes <= int(labels) <= len(images):
@@ -110,7 +102,7 @@ def open_downstream(config: Compare) -> Images:
         raise UserError(f"--probe-labels {config.probe_labels} must be at least {classes}, one a class")
     for seed in config.seeds:
         refuse_more_shots_than_images(
-            config.probe, open_fitted(like(LabelledData, config.data, labels=config.probe_labels), size, seed)
+            config.probe, open_fitted(options_of(LabelledData, config.data, labels=config.probe_labels), size, seed)
         )
     return images
 
@@ -167,8 +159,8 @@ def adopt(config: Compare) -> None:
         config.pretrain.model = Model(**shape | {"img_size": tuple(hub["img_size"])})
         return
     run = parse(Pretrain, ["--config", str(file)])
-    of_run = like(ArmPretraining, run)
-    if config.pretrain not in (ArmPretraining(), of_run):
+    of_run = options_of(Pretraining, run)
+    if config.pretrain not in (Pretraining(), of_run):
         raise UserError(f"--pretrain options are those of the run that --mpp gives ({config.mpp}); leave them out")
     config.pretrain = of_run
 

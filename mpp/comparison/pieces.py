@@ -15,20 +15,9 @@ from mpp.commands.finetune import run_finetuning
 from mpp.commands.linear_probe import run_probe
 from mpp.commands.pretrain import run_pretraining
 from mpp.commands.supervised import run_supervised
-from mpp.config import (
-    Compare,
-    DownstreamModel,
-    FineTune,
-    LabelledAugment,
-    LabelledData,
-    LabelledEval,
-    LabelledTrain,
-    LinearProbe,
-    PooledModel,
-    Pretrain,
-    Supervised,
-    like,
-)
+from mpp.config.command_line import options_of
+from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
+from mpp.config.options import Eval, LabelledAugment, LabelledData, LabelledTrain, PooledModel
 from mpp.errors import UserError
 from mpp.models.backbones import digest_of
 
@@ -112,7 +101,7 @@ def arms_of(config: Compare, output: Path) -> list[Arm]:
 def pretrain_piece(config: Compare, output: Path) -> Piece:
     """Masked patch prediction with the --pretrain options."""
     folder = output / "pretrain" / "mpp"
-    pretraining = like(Pretrain, config.pretrain, output=str(folder), resume=True)
+    pretraining = options_of(Pretrain, config.pretrain, output=str(folder), resume=True)
     return Piece("pretraining by masked patch prediction", folder, pretraining)
 
 
@@ -121,12 +110,12 @@ def supervised_piece(config: Compare, output: Path) -> Piece:
     from_mpp = config.pretrain
     folder = output / "pretrain" / "supervised"
     supervised = Supervised(
-        data=like(LabelledData, from_mpp.data),
-        model=like(PooledModel, from_mpp.model, pool=config.finetune.model.pool),
-        augment=like(LabelledAugment, from_mpp.augment),
+        data=options_of(LabelledData, from_mpp.data),
+        model=options_of(PooledModel, from_mpp.model, pool=config.finetune.model.pool),
+        augment=options_of(LabelledAugment, from_mpp.augment),
         optim=from_mpp.optim,
-        train=like(LabelledTrain, from_mpp.train),
-        eval=like(LabelledEval, from_mpp.eval),
+        train=options_of(LabelledTrain, from_mpp.train),
+        eval=options_of(Eval, from_mpp.eval),
         seed=from_mpp.seed,
         output=str(folder),
         resume=True,
@@ -134,20 +123,20 @@ def supervised_piece(config: Compare, output: Path) -> Piece:
     return Piece("pretraining with labels", folder, supervised)
 
 
-def model_of(config: Compare, arm: Arm) -> DownstreamModel:
+def model_of(config: Compare, arm: Arm) -> PooledModel:
     """Model options of a downstream run; scratch has the shape of what is pretrained."""
     model = config.finetune.model
     if arm.init != "scratch":
         return model
     shape = config.pretrain.model
     own = {"dropout": model.dropout, "drop_path": model.drop_path, "img_size": model.img_size or shape.img_size}
-    return like(DownstreamModel, shape, **own, pool=model.pool)
+    return options_of(PooledModel, shape, **own, pool=model.pool)
 
 
 def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
     """The probes of an arm's frozen features."""
     folder = output / "probe" / arm.name / f"seed-{seed}"
-    data = like(LabelledData, config.data, labels=config.probe_labels)
+    data = options_of(LabelledData, config.data, labels=config.probe_labels)
     probe = LinearProbe(
         init=arm.init,
         data=data,
@@ -163,7 +152,7 @@ def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
 def finetune_piece(config: Compare, arm: Arm, labels: int, seed: int, output: Path) -> Piece:
     """Fine-tuning of an arm."""
     folder = output / "finetune" / arm.name / f"labels-{labels}" / f"seed-{seed}"
-    data = like(LabelledData, config.data, labels=labels)
+    data = options_of(LabelledData, config.data, labels=labels)
     own = {"init": arm.init, "data": data, "model": model_of(config, arm), "seed": seed}
-    tuning = like(FineTune, config.finetune, **own, output=str(folder), resume=True)
+    tuning = options_of(FineTune, config.finetune, **own, output=str(folder), resume=True)
     return Piece(f"fine-tuning {arm.name} with {labels:,} labels, seed {seed}", folder, tuning, arm.pretraining)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mpp.comparison.plots import draw_accuracy, draw_curves, draw_gain
 from mpp.comparison.statistics import FINE_TUNED, Finding, difference, interval, of, points, verdict
-from mpp.config import Compare
+from mpp.config.commands import Compare
 
 PAPER = (
     "For comparison, the ViT paper (arXiv 2010.11929, section 4.6; ViT-B/16, ImageNet top-1 after fine-tuning): masked "

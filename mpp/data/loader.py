@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from mpp.config import Train
+from mpp.config.options import Train
 from mpp.data.augment import View
 from mpp.data.decode import Unreadable
 from mpp.data.images import Images

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpp.config import Data, LabelledData, Pretrain, images_seen
+from mpp.config.commands import Pretrain
+from mpp.config.derived import images_seen
+from mpp.config.options import Data, LabelledData
 from mpp.data.images import Images, Subset, load_images
 from mpp.data.pack_cache import packed_if_small
 from mpp.data.randomness import Purpose, generator
@@ -155,7 +157,8 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
     indices = np.arange(len(train))
     if eval_split is None:
         shuffled = generator(0, Purpose.SPLIT).permutation(indices)
-        count = min(config.eval.images, max(1, len(train) // 10))
+        count = max(1, len(train) // 10)
+        count = count if config.eval.images is None else min(config.eval.images, count)
         evaluated: Images = Subset(train, np.sort(shuffled[:count]))
         indices = shuffled[count:]
     else:

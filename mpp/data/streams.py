@@ -72,10 +72,11 @@ class Stream:
                 yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
 
 
-def held_out(stream: Stream, count: int) -> Row:
+def held_out(stream: Stream, count: int | None) -> Row:
     """The first samples of a stream, kept in memory still encoded, to be read by index for evaluation."""
     every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
-    return Row(dict(enumerate(islice(every, count))), count)
+    samples = dict(enumerate(islice(every, count)))
+    return Row(samples, len(samples))
 
 
 class StreamReader(IterableDataset):

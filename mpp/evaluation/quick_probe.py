@@ -7,7 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mpp.config import LabelledData, Pretrain, height_width
+from mpp.config.commands import Pretrain
+from mpp.config.derived import height_width
+from mpp.config.options import LabelledData
 from mpp.data.batches import readable
 from mpp.data.images import Images, Subset
 from mpp.data.loader import eval_loader, no_draws

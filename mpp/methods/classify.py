@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mpp.config import FineTune, LabelledAugment, Supervised
+from mpp.config.commands import FineTune, Supervised
+from mpp.config.options import LabelledAugment
 from mpp.data.augment import View, mixed, normalise
 from mpp.data.batches import readable
 from mpp.data.images import Images

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mpp.config.derived import num_corrupted
 from mpp.data.randomness import Numbers, Use
 from mpp.models.vit import gather
 
@@ -25,16 +26,6 @@ class Corruption(NamedTuple):
 
     indices: Tensor  # the corrupted patches, sorted, in 0..N-1
     sources: Tensor  # whose embedding each one gets: itself (kept), another patch, or N for [mask]
-
-
-def num_corrupted(num_patches: int, ratio: float) -> int:
-    """K = round(ratio * N). Raises ValueError unless that leaves at least one patch on either side."""
-    count = round(ratio * num_patches)
-    if not 0 < count < num_patches:
-        raise ValueError(
-            f"ratio {ratio} of {num_patches} patches corrupts {count}: at least one must be on either side"
-        )
-    return count
 
 
 def draw_corruption(

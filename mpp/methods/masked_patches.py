@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.utils.data import DataLoader
 
-from mpp.config import Pretrain, height_width
+from mpp.config.commands import Pretrain
+from mpp.config.derived import height_width
 from mpp.data.augment import View, normalise
 from mpp.data.batches import readable, to_device
 from mpp.data.images import Images, Subset

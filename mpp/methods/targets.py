@@ -6,7 +6,6 @@ colours would nearly all fall into one bin.
 
 from __future__ import annotations
 
-import re
 from typing import Protocol
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
+from mpp.config.derived import cells_a_side
 from mpp.models.vit import gather
 
 
@@ -60,14 +60,8 @@ def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) ->
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits a channel must be in 1..8, not {bits}")
-    if name == "pixels":
+    if not (cells := cells_a_side(name, patch_size)):
         return Pixels(patch_size, bits, channels)
-    grid = re.fullmatch(r"(\d+)x\1", name)
-    if name != "mean-colour" and not grid:
-        raise ValueError(f"there is no target {name!r}; there are: mean-colour, 4x4 (or another square), pixels")
-    cells = int(grid[1]) if grid else 1
-    if cells < 1 or patch_size % cells:
-        raise ValueError(f"a patch of {patch_size}x{patch_size} pixels does not divide into {name} cells")
     return ColourBins(patch_size, cells, bits, channels)
 
 

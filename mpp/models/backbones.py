@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mpp.config import DownstreamModel, Model, height_width
 from mpp.config.checks import refuse_cut_patches
+from mpp.config.derived import height_width
+from mpp.config.options import Model, PooledModel
 from mpp.errors import UserError
 from mpp.files import sha256_of
 from mpp.models.vit import ViT
@@ -34,7 +35,7 @@ def build_vit(model: Model) -> ViT:
         raise UserError(f"the --model options do not go together: {error}") from error
 
 
-def downstream_vit(init: str, model: DownstreamModel) -> ViT:
+def downstream_vit(init: str, model: PooledModel) -> ViT:
     """The encoder that --init names, at --model.img-size, with --model.dropout and --model.drop-path.
 
     Raises UserError if --init has weights and an option asks for another shape than theirs.
@@ -51,7 +52,7 @@ def fitted(vit: ViT, img_size: int | tuple[int, int] | None) -> ViT:
     return vit if img_size is None else vit.resize(height_width(img_size))
 
 
-def refuse_shape_options(init: str, model: DownstreamModel) -> None:
+def refuse_shape_options(init: str, model: PooledModel) -> None:
     """Raise UserError if an option asks for another shape than the weights that --init names have."""
     mine = ("img_size", "pool", "dropout", "drop_path")
     for option in (option for option in dataclasses.fields(Model) if option.name not in mine):

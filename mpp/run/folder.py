@@ -20,18 +20,11 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from mpp.config import differences, flat, write_toml
+from mpp.config.bounds import Mark, marked, option_name
+from mpp.config.command_line import differences, flattened, write_toml
 from mpp.errors import UserError
 from mpp.files import write_whole
 from mpp.run.machine import PREPARING, wait_at_most
-
-# Options that change no number, or only its rounding: a run may go on with others.
-_HARMLESS = {
-    *("data.workers", "data.cache", "data.on_error", "eval.every", "eval.pictures"),
-    *("train.accumulate", "train.activation_checkpointing", "train.auto_batch", "train.compile", "train.log_every"),
-    *("train.checkpoint_every", "train.keep_checkpoints", "train.on_nonfinite", "train.max_skips"),
-}
-
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
 
@@ -56,7 +49,9 @@ class Records:
             purge = {"purge_step": step + 1} if step else {}
             self.accelerator.project_configuration.logging_dir = str(self.folder)
             self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
-            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flat(self.config).items()}
+            plain = {
+                k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flattened(self.config).items()
+            }
             for summary in hparams(plain, {headline: 0.0}):
                 self._writer().file_writer.add_summary(summary)
 
@@ -183,12 +178,10 @@ def refuse_other_options(folder: Path, config: Any, *, remade: bool = False) -> 
             )
         return
     found = differences(folder / "config.toml", config)
-    if getattr(getattr(config, "optim", None), "lr_grid", ()):  # from which the run chose its lr
+    if flattened(config).get("optim.lr_grid"):  # from which the run chose its lr
         found.pop("optim.lr", None)
-    allowed = _HARMLESS if remade else {*_HARMLESS, "train.steps"}
-    named = [
-        f"--{name.replace('_', '-')} {then}, now {now}" for name, (then, now) in found.items() if name not in allowed
-    ]
+    allowed = marked(config, Mark.HARMLESS) | (set() if remade else {"train.steps"})
+    named = [f"{option_name(name)} {then}, now {now}" for name, (then, now) in found.items() if name not in allowed]
     if named:
         way_out = (
             "give another --output, or remove that folder to have it made again"

@@ -22,7 +22,7 @@ from accelerate.utils import (
 from torch import distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from mpp.config import Data
+from mpp.config.options import Data
 from mpp.errors import UserError
 
 PREPARING = timedelta(hours=2)  # in which one process may prepare a large set, and the others wait

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mpp.config import Train
+from mpp.config.options import Train
 from mpp.data.batches import next_batch, to_device
 from mpp.data.loader import Share
 from mpp.data.streams import Positions

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mpp.config import Optim
+from mpp.config.options import Optim
 
 
 def scaled_lr(optim: Optim, batch_size: int) -> float:

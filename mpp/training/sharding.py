@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from mpp.config import Optim, Train
+from mpp.config.options import Optim, Train
 from mpp.errors import UserError
 from mpp.files import flush, sha256_of
 

@@ -1,0 +1,155 @@
+"""From a command line, presets and config.toml to the options of a command, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from mpp.config.bounds import Mark, marked, option_name
+from mpp.config.presets import read_toml
+from mpp.errors import UserError
+from mpp.files import write_whole
+
+Config = TypeVar("Config")
+
+
+def parse(kind: type[Config], args: list[str] | None = None) -> Config:
+    """Read a command line into `kind`, over the preset that --config names. Raises UserError for a bad option; --help
+    and, where several processes read the same line, all but the first of them end the process."""
+    args = sys.argv[1:] if args is None else args
+    default = kind()
+    path = _value_of("--config", args)
+    if path is None and "--resume" in args and (output := _value_of("--output", args)):
+        own = Path(output) / "config.toml"  # a run goes on with its own options
+        path = str(own) if own.exists() else None
+    try:
+        if path:
+            values = read_toml(path)
+            _refuse_unknown(values, default, path)
+            default = _read(as_arguments(values), default, f" (in {path})")
+        return _read(args, default)
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)
+        raise
+
+
+def _read(args: list[str], default: Config, where: str = "") -> Config:
+    """Read a command line over `default`."""
+    import tyro
+    from tyro._errors import on_parse_error  # private in tyro 1.0, so pyproject.toml keeps tyro below 1.1
+
+    def refuse(event: Any) -> NoReturn:
+        raise UserError(_complaint(event, list(flattened(default))) + where)
+
+    with on_parse_error(refuse):
+        return tyro.cli(type(default), args=args, default=default, console_outputs=os.environ.get("RANK", "0") == "0")
+
+
+def _complaint(event: Any, known: list[str]) -> str:
+    """What a parse error of tyro says, in one line."""
+    if tokens := getattr(event, "tokens", None):
+        near = [_nearest(token, known) for token in tokens if token.startswith("--")]
+        found = dict.fromkeys(filter(None, near))
+        hint = f"did you mean {' or '.join(found)}?" if found else "--help lists them all"
+        return f"Unrecognized options: {', '.join(tokens)}; {hint}"
+    argument = event.argument.lowered.name_or_flags[0] if getattr(event, "argument", None) else "an option"
+    if choices := getattr(event, "choices", ()):
+        return f"invalid choice {event.value!r} for argument '{argument}'. Expected one of {', '.join(choices)}"
+    if message := getattr(event, "message", ""):
+        return f"{argument}: {' '.join(message.split())}"
+    return f"Missing value for argument '{argument}'"
+
+
+def _nearest(option: str, known: list[str]) -> str | None:
+    """The known option that is spelt most like one that is not."""
+    name = option.partition("=")[0].removeprefix("--").replace("-", "_")
+    return next(map(option_name, difflib.get_close_matches(name, known, 1)), None)
+
+
+def _refuse_unknown(values: dict[str, Any], default: Any, path: str) -> None:
+    """Raise UserError for names and values in a file that are not options: a file may not ask for --help, or have the
+    parser write files."""
+    known = flattened(default)
+    for name, value in _flatten(values).items():
+        option = f"--config {path}: {option_name(name)}"
+        if name.replace("-", "_") not in known:
+            near = _nearest(name, list(known))
+            raise UserError(f"{option} is no option; {f'did you mean {near}?' if near else '--help lists them all'}")
+        if isinstance(known[name.replace("-", "_")], bool) != isinstance(value, bool):
+            raise UserError(f"{option} {value!r}: only switches, and all of them, are true or false")
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str) and part.startswith("-"):
+                raise UserError(f"{option} {part!r} reads like another option")
+
+
+def write_toml(config: Any, path: Path) -> None:
+    """Write a configuration so that `--config path` repeats it. TOML has no None: a None that is the default is left
+    out, and any other is the word "None", which the command line takes."""
+    import tomli_w
+
+    def kept(values: dict[str, Any], default: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                found[key] = kept(value, default[key], f"{prefix}{key}.")
+            elif prefix + key not in once and (value is not None or default[key] is not None):
+                found[key] = "None" if value is None else value
+        return found
+
+    once = marked(config, Mark.ONCE)
+    values = kept(dataclasses.asdict(config), dataclasses.asdict(type(config)()))
+    write_whole(path, tomli_w.dumps(values).encode())
+
+
+def options_of(kind: type[Config], source: Any, **own: Any) -> Config:
+    """Options of `kind` with the values that `source` has too, and `own` values before them."""
+    shared = {f.name: getattr(source, f.name) for f in dataclasses.fields(kind) if hasattr(source, f.name)}  # type: ignore[arg-type]
+    return kind(**shared | own)
+
+
+def flattened(config: Any) -> dict[str, Any]:
+    """A configuration as {"data.path": ..., ...}: the names of the command line, with underscores."""
+    return _flatten(dataclasses.asdict(config))
+
+
+def differences(file: Path, config: Any) -> dict[str, tuple[Any, Any]]:
+    """Options whose values in a run's config.toml differ from those of `config`: (there, here)."""
+    there, once = flattened(parse(type(config), ["--config", str(file)])), marked(config, Mark.ONCE)
+    here = {name: value for name, value in flattened(config).items() if name not in once}
+    return {name: (there[name], value) for name, value in here.items() if there[name] != value}
+
+
+def as_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Nested values as the command line that sets them, so that one parser checks both."""
+    arguments = []
+    for name, value in _flatten(values).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            group, _, last = option.rpartition(".")
+            arguments.append("--" + ".".join(filter(None, [group, last if value else f"no-{last}"])))
+        else:
+            arguments += [f"--{option}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return arguments
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _value_of(option: str, args: list[str]) -> str | None:
+    """The value of an option, wherever it stands, given as two words or with '='."""
+    for i, arg in enumerate(args):
+        if arg == option and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{option}="):
+            return arg.removeprefix(f"{option}=")
+    return None

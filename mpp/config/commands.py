@@ -1,0 +1,175 @@
+"""The options of each command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mpp.config.bounds import Count, Once, Whole, but
+from mpp.config.options import (
+    Augment,
+    Corrupt,
+    Data,
+    Eval,
+    FineTuneOptim,
+    LabelledAugment,
+    LabelledData,
+    LabelledTrain,
+    Model,
+    Optim,
+    Place,
+    PooledModel,
+    PretrainData,
+    PretrainEval,
+    Probe,
+    Seeded,
+    Source,
+    Train,
+    Training,
+)
+
+
+@dataclass
+class Pretraining(Seeded):
+    """Pretraining of the arms that are not given: by masked patch prediction and, on the same images, with labels."""
+
+    data: PretrainData = but(PretrainData)
+    model: Model = but(Model)
+    corrupt: Corrupt = but(Corrupt)
+    augment: Augment = but(Augment)
+    optim: Optim = but(Optim)
+    train: Train = but(Train)
+    eval: PretrainEval = but(PretrainEval)
+
+
+@dataclass
+class FineTuning:
+    """Fine-tuning, the same for all arms."""
+
+    model: PooledModel = but(PooledModel, img_size=None)
+    augment: LabelledAugment = but(LabelledAugment)
+    optim: FineTuneOptim = but(FineTuneOptim, name="adamw", lr=1e-3)
+    train: LabelledTrain = but(LabelledTrain, steps=800, batch_size=128, log_every=10)
+    eval: Eval = but(Eval, images=None)
+
+
+@dataclass
+class Pretrain(Training, Pretraining):
+    """Pretrain a Vision Transformer by masked patch prediction.
+
+    Half the patches of every image are corrupted, and the model learns to predict their colours. Without options it
+    trains on built-in images for a few minutes, on whatever this machine has. Example:
+
+      accelerate launch mpp/pretrain.py --config tiny-imagenet-32 --data.path DIR --output runs/tin
+    """
+
+
+@dataclass
+class LinearProbe(Place, Seeded):
+    """Measure a backbone by its frozen features: logistic regression, few-shot ridge regression and k-NN.
+
+    Features are extracted once. The labels of the evaluation split are used once, at the end. Example:
+
+      accelerate launch recipes/linear_probe.py --init runs/tin --data.path DIR --data.eval-split test
+    """
+
+    init: str = "scratch"
+    """A run's folder, an exported backbone's folder, a hub id, or scratch: random weights of --model.variant."""
+    data: LabelledData = but(LabelledData)
+    model: PooledModel = but(PooledModel, img_size=None)
+    probe: Probe = but(Probe)
+    batch_size: Count = 256
+    """Images a forward pass."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on accelerators that have it, else fp32."""
+
+
+@dataclass
+class Supervised(Training):
+    """Pretrain a Vision Transformer on labelled images, as the baseline of masked patch prediction.
+
+    It has the same backbone, loop and augmentation as mpp/pretrain.py, a head with one hidden tanh layer, and exports
+    the encoder in the same form. Example:
+
+      accelerate launch recipes/supervised.py --data.path DIR --train.steps 5000 --output runs/supervised
+    """
+
+    data: LabelledData = but(LabelledData)
+    model: PooledModel = but(PooledModel)
+    augment: LabelledAugment = but(LabelledAugment)
+    optim: Optim = but(Optim)
+    train: LabelledTrain = but(LabelledTrain, steps=800, batch_size=128, log_every=10)
+    eval: Eval = but(Eval, images=None)
+
+
+@dataclass
+class FineTune(Training, FineTuning):
+    """Train a backbone and a new linear head on labelled images, or measure a model that is fine-tuned already.
+
+    Examples:
+
+      accelerate launch recipes/finetune.py --init runs/tin --data.path DIR --data.labels 1000 --output runs/fine
+      accelerate launch recipes/finetune.py --init runs/fine --data.path OTHER --eval-only --export-predictions p.csv
+    """
+
+    init: str = "scratch"
+    """A run's folder, an exported backbone's folder, a hub id, or scratch: random weights of --model.variant."""
+    data: LabelledData = but(LabelledData)
+    eval_only: bool = False
+    """Train nothing: measure the fine-tuned run (or its classifier/) that --init names on the evaluation split."""
+    export_predictions: Once[str | None] = None
+    """A .parquet or .csv file for the prediction of every evaluation image."""
+
+
+@dataclass
+class Compare(Place):
+    """What does pretraining buy? From scratch, masked patch prediction and supervised pretraining, side by side.
+
+    It trains what is not given, measures every arm by its frozen features and by fine-tuning at several label counts
+    and seeds, and writes report.html, report.md and results.csv. It keeps what --output already holds, so a cut
+    comparison goes on. Without options it uses the built-in images, under 20 minutes on two CPU cores. Example:
+
+      accelerate launch recipes/compare.py --mpp runs/tin --supervised runs/sup --data.path DIR --labels 1000 5000
+    """
+
+    mpp: str | None = None
+    """A run of mpp/pretrain.py (or an exported backbone, or a hub id). Default: trained here."""
+    supervised: str | None = None
+    """A run of recipes/supervised.py, likewise; `none` leaves it out. Default: trained here, with --mpp's budget."""
+    others: tuple[str, ...] = ()
+    """Further backbones to compare, each as NAME=INIT."""
+    data: Data = but(Data)
+    """The labelled set to fine-tune on. For `shapes` its label is count; supervised pretraining learns shape."""
+    labels: tuple[str, ...] = ("100", "1000")
+    """Numbers of training labels to fine-tune with, balanced over the classes; `all` is one."""
+    seeds: tuple[Whole, ...] = (0, 1, 2)
+    """Seeds of fine-tuning: choice of labels, head, order, augmentation, weights of scratch. All arms share them."""
+    probe: Probe = but(Probe, eval_images=2000)
+    probe_labels: Count = 2000
+    """Training labels of the probes of frozen features, at most."""
+    pretrain: Pretraining = but(Pretraining, train=Train(steps=800), eval=PretrainEval(every=200))
+    finetune: FineTuning = but(
+        FineTuning,
+        train=LabelledTrain(steps=150, batch_size=32, log_every=10),
+        eval=Eval(every=75, images=1000),
+    )
+    dry_run: Once[bool] = False
+    """Only print what would be done, and how long it may take."""
+
+
+@dataclass
+class Pack:
+    """Pack every split of a set into one file of uint8 pixels, which --data.path takes.
+
+    A packed file opens in milliseconds and needs no decoding. A cut packing goes on where it was. Example:
+
+      python tools/pack.py --data.path DIR --out runs/set.mpp
+    """
+
+    out: str | None = None
+    """The file to write."""
+    data: Source = but(Source)
+    size: Whole | None = None
+    """Shrink larger images to this short side (antialiased). Default: 256; 0 keeps all sizes."""
+    verify: bool = False
+    """Only compare --out with its checksum."""

@@ -1,0 +1,43 @@
+"""Numbers that follow from options."""
+
+from __future__ import annotations
+
+import re
+
+from mpp.config.options import Train
+
+
+def height_width(img_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """--model.img-size as (height, width) in pixels; None is 32."""
+    if img_size is None:
+        return 32, 32
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+
+def images_seen(train: Train) -> int:
+    """How many images a run trains on; repeats count."""
+    return train.steps * train.batch_size
+
+
+def num_corrupted(num_patches: int, ratio: float) -> int:
+    """K = round(ratio * N). Raises ValueError unless at least one patch is corrupted and one is not."""
+    count = round(ratio * num_patches)
+    if not 0 < count < num_patches:
+        raise ValueError(
+            f"ratio {ratio} of {num_patches} patches corrupts {count}; at least one must be corrupted and one must not"
+        )
+    return count
+
+
+def cells_a_side(target: str, patch_size: int) -> int:
+    """How many colour cells a side of a patch has in --data.target; 0 for raw pixels. Raises ValueError for a name that
+    is no target, or cells that do not divide the patch."""
+    if target == "pixels":
+        return 0
+    grid = re.fullmatch(r"(\d+)x\1", target)
+    if target != "mean-colour" and not grid:
+        raise ValueError(f"there is no target {target!r}; there are: mean-colour, 4x4 (or another square), pixels")
+    cells = int(grid[1]) if grid else 1
+    if cells < 1 or patch_size % cells:
+        raise ValueError(f"a patch of {patch_size}x{patch_size} pixels does not divide into {target} cells")
+    return cells
