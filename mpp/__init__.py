@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +26,29 @@ _HOMES = {
     "make_target": "methods.targets",
     "load_images": "data.images",
 }
+_COMMANDS = ("supervised", "finetune", "probe", "compare")
 __all__ = [
     "VARIANTS",
     "Classifier",
     "Corruption",
     "MaskedPatchModel",
     "ViT",
+    "compare",
     "draw_corruption",
+    "finetune",
     "load_images",
     "make_target",
+    "pretrain",
+    "probe",
+    "supervised",
 ]
 
 
 def __getattr__(name: str) -> Any:  # on first use, so that `--help` does not wait for torch
     if name in _HOMES:
         return getattr(import_module(f"mpp.{_HOMES[name]}"), name)
+    if name == "pretrain":
+        return import_module("mpp.pretrain")
+    if name in _COMMANDS:
+        return partial(import_module("mpp.console").call, name)
     raise AttributeError(f"module 'mpp' has no attribute {name!r}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -29,3 +31,27 @@ def renamed(option: str, here: str, texts: Iterable[str] = ()) -> Iterator[None]
         typed = map(re.escape, sorted(filter(None, texts), key=len, reverse=True))
         pattern = "|".join([*typed, rf"(?<![\w/.-])({re.escape(option)})"])
         raise UserError(re.sub(pattern, lambda found: here if found[1] else found[0], str(error))) from error
+
+
+class Notice(UserWarning):
+    """A warning to the user about data or files."""
+
+
+def warn(text: str) -> None:
+    """Warn the user in one line."""
+    warnings.warn(text, Notice, stacklevel=3)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print notices as one line each ("warning: ..."), without the line of our code that warns."""
+    before = warnings.formatwarning
+
+    def plain(message: Any, category: Any, *place: Any, **line: Any) -> str:
+        return f"warning: {message}\n" if issubclass(category, Notice) else before(message, category, *place, **line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

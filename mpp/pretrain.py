@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from mpp.config.checks import check
-from mpp.config.command_line import parse
-from mpp.config.commands import Pretrain
-from mpp.run.command import run_command
+import sys
+from types import ModuleType
+from typing import Any
+
+from mpp.console import call, command, run_file
+
+main = command("pretrain")
 
 
-def main(args: list[str] | None = None) -> dict[str, float]:
-    """Run the command; returns the last evaluation's metrics."""
-    config = parse(Pretrain, args)
-    check(config)
+class _Callable(ModuleType):
+    """`mpp.pretrain` is this file, which `accelerate launch` runs, and the function of that name."""
 
-    from mpp.commands.pretrain import run_pretraining
-    from mpp.run.machine import start_accelerator  # heavy imports come after --help and the checks
-
-    accelerator = start_accelerator(config.train.precision)
-    outcome = run_pretraining(config, accelerator)
-    accelerator.end_training()
-    return outcome.metrics
+    def __call__(self, config: Any = None) -> Any:
+        return call("pretrain", {} if config is None else config)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_file(__file__, main)
+else:
+    sys.modules[__name__].__class__ = _Callable

@@ -28,7 +28,7 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
 
 def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder."""
-    return [int(path.name.removeprefix("step_")) for path in checkpoints.whole(folder)]
+    return [int(path.name.removeprefix("step_")) for path in checkpoints.written(folder)]
 
 
 def test_weights_and_optimiser_come_back_to_the_last_bit(tmp_path):

@@ -28,7 +28,7 @@ from mpp import ViT
 from mpp.data.loader import Share, TrainOrder
 from mpp.errors import UserError
 from mpp.methods.classify import load_classifier
-from mpp.methods.masked_patches import PretrainJob
+from mpp.methods.masked_patches import MaskedPatches
 from mpp.run.folder import read_metrics
 from mpp.training import checkpoints
 from recipes.finetune import main as finetune
@@ -170,7 +170,7 @@ def test_the_kill_tool_notices_a_line_twice_a_line_missing_and_other_weights(tmp
 
 def test_the_images_of_a_stream_are_named_too(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "set", 3, 8)
-    monkeypatch.setattr(PretrainJob, "training_step", losing_its_mind(range(2, 3)))
+    monkeypatch.setattr(MaskedPatches, "training_step", losing_its_mind(range(2, 3)))
     with pytest.raises(UserError, match="at step 2"):
         pretrain(tmp_path / "run", "--data.path", str(folder))
     found = json.loads((tmp_path / "run" / "nonfinite_00000002.json").read_text())
@@ -249,7 +249,7 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_names_its_rank(tmp_pa
 
 def losing_its_mind(steps: range, rank: int = 0) -> Callable:
     """A training step whose loss is no number in some steps of one process."""
-    whole = PretrainJob.training_step
+    whole = MaskedPatches.training_step
 
     def training_step(self, model, batch, step):
         loss, metrics = whole(self, model, batch, step)
@@ -261,11 +261,11 @@ def losing_its_mind(steps: range, rank: int = 0) -> Callable:
 
 def lose_the_mind_of_rank_1() -> None:
     """What `start` has its processes prepare."""
-    PretrainJob.training_step = losing_its_mind(range(4, 5), rank=1)
+    MaskedPatches.training_step = losing_its_mind(range(4, 5), rank=1)
 
 
 def test_a_loss_that_is_no_number_names_its_step_and_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(PretrainJob, "training_step", losing_its_mind(range(4, 7)))
+    monkeypatch.setattr(MaskedPatches, "training_step", losing_its_mind(range(4, 7)))
     with pytest.raises(UserError, match=r"at step 4 .*nonfinite_00000004\.json.*--train\.on-nonfinite skip"):
         pretrain(tmp_path / "run", "--train.log-every", "5", "--train.accumulate", "2", "--data.fraction", "0.001")
     found = json.loads((tmp_path / "run" / "nonfinite_00000004.json").read_text())
@@ -281,7 +281,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_images(tmp_path, monkeypatc
 def test_a_step_that_is_skipped_changes_no_weight_and_no_mean(tmp_path, processes, monkeypatch):
     options = ["--train.on-nonfinite", "skip", "--train.checkpoint-every", "1", "--train.keep-checkpoints", "9"]
     if processes == 1:
-        monkeypatch.setattr(PretrainJob, "training_step", losing_its_mind(range(4, 5)))
+        monkeypatch.setattr(MaskedPatches, "training_step", losing_its_mind(range(4, 5)))
         lines = pretrain(tmp_path / "run", *options)
     else:
         lines = together(2, tmp_path / "run", *options, prepare=lose_the_mind_of_rank_1)
@@ -306,14 +306,14 @@ def tensors(state: dict) -> list[torch.Tensor]:
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(PretrainJob, "training_step", losing_its_mind(range(3, 7)))
+    monkeypatch.setattr(MaskedPatches, "training_step", losing_its_mind(range(3, 7)))
     with pytest.raises(UserError, match=r"more than --train\.max-skips 2 steps in a row .* the last is step 5"):
         pretrain(tmp_path / "run", "--train.on-nonfinite", "skip", "--train.max-skips", "2")
 
 
 def short_of_memory(most: int, rank: int | None = None) -> Callable:
     """A training step that has memory for `most` images, in one process or all."""
-    whole = PretrainJob.training_step
+    whole = MaskedPatches.training_step
 
     def training_step(self, model, batch, step):
         if len(batch["images"]) > most and rank in (None, self.accelerator.process_index):
@@ -325,11 +325,11 @@ def short_of_memory(most: int, rank: int | None = None) -> Callable:
 
 def shorten_the_memory_of_rank_1() -> None:
     """What `start` has its processes prepare."""
-    PretrainJob.training_step = short_of_memory(2, rank=1)
+    MaskedPatches.training_step = short_of_memory(2, rank=1)
 
 
 def test_running_out_of_memory_names_the_numbers_and_what_to_lower(tmp_path, monkeypatch):
-    monkeypatch.setattr(PretrainJob, "training_step", short_of_memory(2))
+    monkeypatch.setattr(MaskedPatches, "training_step", short_of_memory(2))
     with pytest.raises(UserError) as end:
         pretrain(tmp_path / "run")
     says = "out of memory at step 1 with --train.batch-size 8: 8 images at a time"
@@ -338,10 +338,10 @@ def test_running_out_of_memory_names_the_numbers_and_what_to_lower(tmp_path, mon
 
 def test_auto_batch_finds_the_parts_that_fit_and_keeps_the_numbers(tmp_path, monkeypatch):
     straight = losses(pretrain(tmp_path / "straight"))
-    monkeypatch.setattr(PretrainJob, "training_step", short_of_memory(2))
+    monkeypatch.setattr(MaskedPatches, "training_step", short_of_memory(2))
     assert losses(pretrain(tmp_path / "run", "--train.auto-batch")) == pytest.approx(straight, abs=1e-4)
     assert "accumulate = 4" in (tmp_path / "run" / "config.toml").read_text()
-    monkeypatch.setattr(PretrainJob, "training_step", short_of_memory(0))
+    monkeypatch.setattr(MaskedPatches, "training_step", short_of_memory(0))
     with pytest.raises(UserError, match="not even 1 image"):
         pretrain(tmp_path / "none", "--train.auto-batch")
 

@@ -146,7 +146,7 @@ def compare(folder: Path, reference: Path, tally: Tally) -> None:
         tally.differences.append(f"{folder}: the lines are of steps {[line['step'] for line in mine]}")
     pairs = zip(mine, theirs, strict=False)
     tally.differences += [f"{folder}: {a} instead of {b}" for a, b in pairs if a != b]
-    last = [checkpoints.whole(path / "checkpoints")[-1] / checkpoints.WEIGHTS for path in (folder, reference)]
+    last = [checkpoints.written(path / "checkpoints")[-1] / checkpoints.WEIGHTS for path in (folder, reference)]
     if last[0].read_bytes() != last[1].read_bytes():
         tally.differences.append(f"{last[0]}: other weights")
     if not (folder / "result.json").exists():

@@ -29,6 +29,11 @@ from mpp.run.machine import gather_dicts
 from mpp.training.finiteness import Diverged
 
 
+def run_finetune(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
+    """The command `finetune`: fine-tune, or with --eval-only measure a fine-tuned model."""
+    return (run_evaluation if config.eval_only else run_finetuning)(config, accelerator)
+
+
 def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Fine-tune; returns what result.json says (nothing if the run was stopped)."""
     output = prepare_output(config, "finetune", config.resume, accelerator)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from mpp.config.commands import FineTune, Supervised
 from mpp.data.images import Images
 from mpp.data.loader import share_of
-from mpp.methods.classify import Classifier, ClassifyJob, refuse_odd_pairs
+from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
 from mpp.models.vit import ViT
 from mpp.run.folder import write_folder
 from mpp.training.job import Outcome
@@ -25,16 +25,16 @@ def _train(
     test: Images,
     output: Path,
     accelerator: Accelerator,
-) -> tuple[Outcome, ClassifyJob]:
+) -> tuple[Outcome, Classify]:
     """Put a fresh head on an encoder and train both."""
     share = share_of(config.train, accelerator)
     model = Classifier(vit, images.label_names or [], config.model.pool, head)
     refuse_odd_pairs(config.augment, share)
-    job = ClassifyJob(model, images, test, config, accelerator)
+    job = Classify(model, images, test, config, accelerator)
     return train(job, config, accelerator, share, output, headline="eval/top1"), job
 
 
-def write_result(job: ClassifyJob, command: str, output: Path, outcome: Outcome) -> dict[str, Any]:
+def write_result(job: Classify, command: str, output: Path, outcome: Outcome) -> dict[str, Any]:
     """Export the encoder to `backbone/` and the whole model to `classifier/`; returns what result.json says."""
     model: Any = outcome.model
     write_folder(output / "backbone", model.vit.save_pretrained)
@@ -45,7 +45,7 @@ def write_result(job: ClassifyJob, command: str, output: Path, outcome: Outcome)
         "step": outcome.step,
         "images_seen": outcome.step * job.config.train.batch_size,
         "seconds": round(outcome.seconds, 1),
-        "labels": len(job.train_images),
+        "labels": job.data.count,
         "classes": len(model.classes),
         "eval_images": len(job.predictions.index),
         "per_class_top1": job.predictions.per_class(model.classes),

@@ -1,4 +1,4 @@
-"""Pretraining: prepare, train, export, report."""
+"""The command `pretrain`: prepare, train, export, report."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mpp.config.commands import Pretrain
+from mpp.config.derived import height_width
 from mpp.data.loader import share_of
-from mpp.data.streams import Stream
-from mpp.methods.masked_patches import PretrainJob
-from mpp.run.folder import finish, how_to_resume, prepare_output, write_folder
+from mpp.data.splits import open_splits
+from mpp.methods.masked_patches import MaskedPatches
+from mpp.run.folder import finish, how_to_resume, prepare_output, unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
 
 
-def run_pretraining(config: Pretrain, accelerator: Accelerator) -> Outcome:
-    """Prepare, train, export, report: the command, but for its options and devices."""
+def run_pretraining(config: Pretrain, accelerator: Accelerator) -> dict[str, Any]:
+    """Pretrain; returns what result.json says (the metrics alone if a signal stopped the run)."""
     share = share_of(config.train, accelerator)
     output = prepare_output(config, "pretrain", config.resume, accelerator)
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
-        job = PretrainJob(config, accelerator)
+        images, held_out = open_splits(config, height_width(config.model.img_size))
+        job = MaskedPatches(config, accelerator, images, held_out)
     outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
     if outcome.stopped:
         accelerator.print(how_to_resume("mpp/pretrain.py", outcome.step, output))
     elif accelerator.is_main_process:
-        finish(output, config, write_result(job, config, output, outcome))
+        result = write_result(job, config, output, outcome)
+        finish(output, config, result)
         print(closing_summary(config, job, output, outcome))
-    return outcome
+        return result
+    return dict(outcome.metrics)
 
 
-def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outcome) -> dict[str, Any]:
+def write_result(job: MaskedPatches, config: Pretrain, output: Path, outcome: Outcome) -> dict[str, Any]:
     """Export the encoder to `backbone/`; returns what result.json says of the run."""
     model: Any = outcome.model
     write_folder(output / "backbone", model.vit.save_pretrained)
@@ -42,7 +46,7 @@ def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outc
         "step": outcome.step,
         "images_seen": outcome.step * config.train.batch_size,
         "seconds": round(outcome.seconds, 1),
-        "train_images": None if isinstance(job.train_images, Stream) else len(job.train_images),
+        "train_images": job.data.count,
         "eval_images": len(job.eval_images),
         "target": config.data.target,
         "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
@@ -50,37 +54,32 @@ def write_result(job: PretrainJob, config: Pretrain, output: Path, outcome: Outc
     }
 
 
-def closing_summary(config: Pretrain, job: PretrainJob, output: Path, outcome: Outcome) -> str:
-    """What a run says last: what was learnt against the two baselines, and what to do next."""
+def closing_summary(config: Pretrain, job: MaskedPatches, output: Path, outcome: Outcome) -> str:
+    """What a run says last: the model beside both guesses, and what to do next."""
     m = outcome.metrics
     model, majority, neighbours = m["eval/bin_accuracy"], m["eval/baseline_majority"], m["eval/baseline_neighbours"]
-    learnt = (
-        f"It beats guessing from the nearest visible patches by {100 * (model - neighbours):.1f} points."
-        if model > max(neighbours, majority)
-        else "It has not beaten both guesses yet: train for more --train.steps, or with another --optim.lr."
-    )
-    probed = (
-        f"On frozen features, {config.eval.probe} is told right by ridge regression {m.get('eval/probe_top1', 0):.1%}, "
-        f"by nearest neighbours {m.get('eval/knn_top1', 0):.1%}."
-    )
+    better = max(neighbours, majority)
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
-        f"the colours of corrupted patches of {len(job.eval_images):,} held-out images are told right by",
-        f"  the commonest colour     {majority:6.1%}",
-        f"  the nearest visible      {neighbours:6.1%}",
-        f"  the model                {model:6.1%}",
-        learnt,
-        *([probed] if config.eval.probe else []),
-        f"Pictures: {output / 'samples'}    Curves: tensorboard --logdir {output.parent}",
-        f"Next:     accelerate launch recipes/linear_probe.py --init {output}"
-        + (" --data.labels 2000" if config.data.path == "shapes" else " --data.path LABELLED_IMAGES"),
+        f"accuracy on the corrupted patches of {len(job.eval_images):,} held-out images:",
+        f"  guessing the commonest colour          {majority:6.1%}",
+        f"  guessing from the nearest visible      {neighbours:6.1%}",
+        f"  the model                              {model:6.1%}",
+        f"The model beats the better guess by {100 * (model - better):.1f} points."
+        if model > better
+        else "The model does not beat both guesses yet: train for more --train.steps, or with another --optim.lr.",
     ]
+    if config.eval.probe:
+        ridge, knn = m.get("eval/probe_top1", 0), m.get("eval/knn_top1", 0)
+        lines.append(f"Frozen features on {config.eval.probe}: accuracy {ridge:.1%} by ridge, {knn:.1%} by k-NN.")
     if outcome.unreadable:
-        where, why = next(iter(outcome.unreadable.items()))
-        total = "" if isinstance(job.train_images, Stream) else f" of {len(job.train_images) + len(job.eval_images):,}"
-        lines.insert(
-            1,
-            f"{len(outcome.unreadable):,}{total} images in {config.data.path} could not be read and were left out, "
-            f"the first: {where} ({why})",
-        )
-    return "\n".join(lines)
+        total = None if job.data.count is None else job.data.count + len(job.eval_images)
+        lines.append(unreadable_line(outcome.unreadable, total, config.data.path))
+    labelled = "--data.labels 2000" if config.data.path == "shapes" else "--data.path LABELLED_IMAGES"
+    return "\n".join(
+        [
+            *lines,
+            f"Pictures: {output / 'samples'}    Curves: tensorboard --logdir {output.parent}",
+            f"Next:     accelerate launch recipes/linear_probe.py --init {output} {labelled}",
+        ]
+    )

@@ -18,7 +18,7 @@ from mpp.files import write_whole
 Config = TypeVar("Config")
 
 
-def parse(kind: type[Config], args: list[str] | None = None) -> Config:
+def parse(kind: type[Config], args: list[str] | None = None, prog: str | None = None) -> Config:
     """Read a command line into `kind`, over the preset that --config names. Raises UserError for a bad option; --help
     and, where several processes read the same line, all but the first of them end the process."""
     args = sys.argv[1:] if args is None else args
@@ -32,14 +32,14 @@ def parse(kind: type[Config], args: list[str] | None = None) -> Config:
             values = read_toml(path)
             _refuse_unknown(values, default, path)
             default = _read(as_arguments(values), default, f" (in {path})")
-        return _read(args, default)
+        return _read(args, default, prog=prog)
     except UserError:
         if os.environ.get("RANK", "0") != "0":
             sys.exit(2)
         raise
 
 
-def _read(args: list[str], default: Config, where: str = "") -> Config:
+def _read(args: list[str], default: Config, where: str = "", prog: str | None = None) -> Config:
     """Read a command line over `default`."""
     import tyro
     from tyro._errors import on_parse_error  # private in tyro 1.0, so pyproject.toml keeps tyro below 1.1
@@ -48,7 +48,8 @@ def _read(args: list[str], default: Config, where: str = "") -> Config:
         raise UserError(_complaint(event, list(flattened(default))) + where)
 
     with on_parse_error(refuse):
-        return tyro.cli(type(default), args=args, default=default, console_outputs=os.environ.get("RANK", "0") == "0")
+        first = os.environ.get("RANK", "0") == "0"
+        return tyro.cli(type(default), prog=prog, args=args, default=default, console_outputs=first)
 
 
 def _complaint(event: Any, known: list[str]) -> str:

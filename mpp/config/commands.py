@@ -173,3 +173,6 @@ class Pack:
     """Shrink larger images to this short side (antialiased). Default: 256; 0 keeps all sizes."""
     verify: bool = False
     """Only compare --out with its checksum."""
+
+
+Trained = Pretrain | Supervised | FineTune

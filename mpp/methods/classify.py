@@ -9,17 +9,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mpp.config.commands import FineTune, Supervised
 from mpp.config.options import LabelledAugment
 from mpp.data.augment import View, mixed, normalise
 from mpp.data.batches import readable
 from mpp.data.images import Images
-from mpp.data.loader import Batch, Share, eval_loader, no_draws, train_loader
+from mpp.data.loader import Batch, Share, eval_loader, no_draws
 from mpp.data.randomness import Purpose, generator
 from mpp.data.splits import at_most
-from mpp.data.streams import Positions
+from mpp.data.training_set import IndexedSet, Reading
 from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, predict
 from mpp.figures.confusion import draw_confusion
@@ -75,7 +74,7 @@ def load_classifier(init: str) -> Classifier:
         raise UserError(f"--init {init}: no fine-tuned model could be loaded from it ({_first_line(error)})") from error
 
 
-class ClassifyJob:
+class Classify:
     """Classification of one set of images, measured on held-out ones."""
 
     def __init__(
@@ -87,40 +86,32 @@ class ClassifyJob:
         accelerator: Accelerator,
     ) -> None:
         self.model, self.config, self.accelerator = model, config, accelerator
-        self.train_images, self.eval_images = train, at_most(test, config.eval.images)
+        self.eval_images = at_most(test, config.eval.images)
         self.unreadable: dict[str, str] = {}
         self.predictions: Predictions | None = None  # of the last evaluation
         a = config.augment
-        self.view = View(model.vit.img_size, a.crop, a.pad, a.scale, a.flip, a.randaugment)
-
-    def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
-        return train_loader(
-            self.train_images,
-            self.view,
+        self.in_pairs = bool(a.mixup or a.cutmix)
+        model.vit.activation_checkpointing = config.train.activation_checkpointing
+        reading = Reading(
+            View(model.vit.img_size, a.crop, a.pad, a.scale, a.flip, a.randaugment),
             no_draws,
-            seed=self.config.seed,
-            share=share,
-            start=start,
-            steps=self.config.train.steps,
-            workers=workers_of(self.config.data, self.accelerator),
+            config.seed,
+            config.train.steps,
+            config.train.batch_size,
+            workers_of(config.data, accelerator),
+            accelerator.device.type == "cuda",
             labels=True,
-            pin_memory=self.accelerator.device.type == "cuda",
         )
+        self.data = IndexedSet(train, reading)
 
     def flops_an_image(self) -> int:
         return flops_an_image(self.model)
-
-    def epoch(self, step: int, positions: Positions) -> float:
-        return step * self.config.train.batch_size / len(self.train_images)
-
-    def where(self, index: int) -> str:
-        return self.train_images.where(index)
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = normalise(batch["images"])
         weights = F.one_hot(batch["labels"], len(self.model.classes)).float()  # (B, classes)
         augment = self.config.augment
-        if augment.mixup or augment.cutmix:
+        if self.in_pairs:
             rng = generator(self.config.seed, Purpose.MIX, step)
             images, weights = mixed(images, weights, augment.mixup, augment.cutmix, rng)
         scores = model(images)

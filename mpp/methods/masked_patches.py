@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
-from torch.utils.data import DataLoader
 
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width
 from mpp.data.augment import View, normalise
 from mpp.data.batches import readable, to_device
 from mpp.data.images import Images, Subset
-from mpp.data.loader import Batch, Share, eval_loader, train_loader
-from mpp.data.splits import open_splits
-from mpp.data.streams import Positions, Stream, stream_loader
+from mpp.data.loader import Batch, eval_loader
+from mpp.data.streams import Stream
+from mpp.data.training_set import Reading, training_set
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.corrupt import Corruption, CorruptionDraws, corrupt, num_corrupted
 from mpp.methods.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
@@ -54,47 +53,37 @@ class MaskedPatchModel(nn.Module):
         return flops_an_image(self, Corruption(places, places))
 
 
-class PretrainJob:
-    """Masked patch prediction on one set of images, measured on held-out ones against two guesses without a model."""
+class MaskedPatches:
+    """Masked patch prediction on one set of images, measured on held-out ones beside two guesses without a model."""
 
-    def __init__(self, config: Pretrain, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
+    in_pairs = False
+
+    def __init__(self, config: Pretrain, accelerator: Accelerator, train: Images | Stream, evaluated: Images) -> None:
+        self.config, self.accelerator, self.eval_images = config, accelerator, evaluated
         self.size = height_width(config.model.img_size)
         vit = build_vit(config.model)
+        vit.activation_checkpointing = config.train.activation_checkpointing
         self.target = make_target(config.data.target, vit.patch_size, config.data.bits)
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
-        self.train_images, self.eval_images = open_splits(config, self.size)
         self.unreadable: dict[str, str] = {}
         self.probe = QuickProbe(config, accelerator, self.unreadable) if config.eval.probe else None
         self.workers = workers_of(config.data, accelerator)
-        c = config.corrupt
+        c, a = config.corrupt, config.augment
         self.draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
-        a = config.augment
-        self.view = View(self.size, a.crop, a.pad, a.scale, a.flip)
-
-    def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
-        options: dict[str, Any] = {
-            "seed": self.config.seed,
-            "share": share,
-            "start": start,
-            "steps": self.config.train.steps,
-            "workers": self.workers,
-            "pin_memory": self.accelerator.device.type == "cuda",
-        }
-        if isinstance(self.train_images, Stream):
-            return stream_loader(self.train_images, self.view, self.draw, positions=positions, **options)
-        return train_loader(self.train_images, self.view, self.draw, **options)
+        self.pin_memory = accelerator.device.type == "cuda"
+        reading = Reading(
+            View(self.size, a.crop, a.pad, a.scale, a.flip),
+            self.draw,
+            config.seed,
+            config.train.steps,
+            config.train.batch_size,
+            self.workers,
+            self.pin_memory,
+        )
+        self.data = training_set(train, reading)
 
     def flops_an_image(self) -> int:
         return self.model.flops_an_image(self.config.corrupt.ratio)
-
-    def epoch(self, step: int, positions: Positions) -> float:
-        if isinstance(self.train_images, Stream):  # of unknown length: the epoch that its lanes are in
-            return sum(epoch for epoch, _ in positions.values()) / len(positions)
-        return step * self.config.train.batch_size / len(self.train_images)
-
-    def where(self, index: int) -> str:
-        return cast(Images, self.train_images).where(index)
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         predictions, targets = self.predict(model, batch["images"], Corruption(batch["indices"], batch["sources"]))
@@ -167,7 +156,7 @@ class PretrainJob:
             rank=rank,
             world_size=world_size,
             workers=0 if only else self.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+            pin_memory=self.pin_memory,
         )
         for batch in readable(loader, self.config.data.on_error, self.unreadable):
             yield to_device(batch, self.accelerator.device)

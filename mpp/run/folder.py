@@ -38,6 +38,7 @@ class Records:
 
     def open(self, step: int, headline: str) -> None:
         """Start writing after `step` steps: what an interrupted run wrote beyond them is taken back."""
+        self.accelerator.wait_for_everyone()  # all have looked at what the folder holds
         if not self.accelerator.is_main_process:
             return
         with writing(self.folder):
@@ -224,3 +225,10 @@ def how_to_resume(command: str, step: int, output: Path) -> str:
         f"stopped at step {step}; resume with: accelerate launch {command} --config {output / 'config.toml'} "
         f"--output {output} --resume{launched}"
     )
+
+
+def unreadable_line(unreadable: dict[str, str], total: int | None, path: str) -> str:
+    """How many images a run left out, of how many, and the first of them."""
+    where, why = next(iter(unreadable.items()))
+    of = "" if total is None else f" of {total:,}"
+    return f"{len(unreadable):,}{of} images in {path} could not be read and were left out, the first: {where} ({why})"

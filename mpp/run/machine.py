@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
@@ -79,6 +80,13 @@ def start_accelerator(precision: str) -> Accelerator:
     how = ("bf16" if bf16 else "fp32") + (", sharded by FSDP2" if accelerator.is_fsdp2 else "")
     accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {how}{hint}")
     return accelerator
+
+
+def let_go(accelerator: Accelerator) -> None:
+    """Forget devices and precision after a command, so that the next one in this process sets up its own."""
+    if accelerator.num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def dtype_of(accelerator: Accelerator) -> torch.dtype:

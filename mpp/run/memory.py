@@ -1,4 +1,4 @@
-"""Memory that does not suffice, said in one line."""
+"""Too little memory, explained in one line."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def out_of_memory_told(doing: Callable[[], str], way_out: str, device: torch.device) -> Iterator[None]:
-    """Turn what a lack of memory raises into one line: what was being done, the device's memory, what to lower."""
+def explained_out_of_memory(doing: Callable[[], str], way_out: str, device: torch.device) -> Iterator[None]:
+    """Turn an out-of-memory error into one line: what the run was doing, the device's memory, and what to lower."""
     try:
         yield
     except Exception as error:

@@ -1,16 +1,16 @@
-"""Parts of a batch that fit into memory."""
+"""How many parts to compute a batch in, so that a step fits into memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
+from mpp.config.commands import Trained
 from mpp.data.batches import next_batch
 from mpp.data.loader import Batch, Share
 from mpp.data.streams import Positions
@@ -19,17 +19,23 @@ from mpp.run.memory import is_out_of_memory
 from mpp.training.job import Job
 
 
-def fitting(
-    job: Job, config: Any, accelerator: Accelerator, model: nn.Module, share: Share, first: int, positions: Positions
+def fitting_share(
+    job: Job,
+    config: Trained,
+    accelerator: Accelerator,
+    model: nn.Module,
+    share: Share,
+    first: int,
+    positions: Positions,
 ) -> Share:
-    """The share with as many parts a batch as --train.auto-batch finds to be needed, tried on the first micro-batch."""
-    batch = next_batch(iter(job.batches(share, first, positions)), config.data.on_error, {})
+    """The share with as many parts a batch as fit into memory (--train.auto-batch), tried on the first micro-batch."""
+    batch = next_batch(iter(job.data.batches(share, first, positions)), config.data.on_error, {})
     batch = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name != "index"}
-    mixes = bool(getattr(config.augment, "mixup", 0) or getattr(config.augment, "cutmix", 0))
-    model.train()
-    found = find_parts(
-        share, batch, lambda model, batch: job.training_step(model, batch, first + 1)[0], model, mixes, accelerator
-    )
+
+    def step(model: nn.Module, batch: Batch) -> Tensor:
+        return job.training_step(model, batch, first + 1)[0]
+
+    found = find_parts(share, batch, step, model, job.in_pairs, accelerator)
     accelerator.print(f"{len(found.places(0))} images at a time fit into memory: --train.accumulate {found.accumulate}")
     return found
 

@@ -11,20 +11,92 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from mpp.errors import UserError
+from mpp.data.streams import Positions
+from mpp.errors import UserError, warn
 from mpp.files import flush, sha256_of
+from mpp.run.machine import gather_dicts
+from mpp.training import sharding
+from mpp.training.learner import Learner
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "average.safetensors", "optimizer.pt", "state.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on: after so many steps and seconds, at these positions of a stream."""
+
+    step: int = 0
+    seconds: float = 0.0
+    positions: Positions = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of a run, for all its processes."""
+
+    def __init__(self, output: Path, keep: int, accelerator: Accelerator) -> None:
+        self.output, self.keep, self.accelerator = output, keep, accelerator
+        self.folder = output / "checkpoints"
+
+    def fresh(self) -> Start:
+        """Begin at step 0."""
+        self.accelerator.print(f"training from step 0 into {self.output}")
+        return Start()
+
+    def resume(self, learner: Learner) -> Start:
+        """Put the latest good checkpoint into a learner; a fresh start if there is none. All processes call it."""
+        main = self.accelerator.is_main_process  # one process looks: looking reads the whole checkpoint
+        found = broadcast_object_list([latest(self.folder) if main else None])[0]
+        if found is None:
+            return self.fresh()
+        path, state = found
+        if not path.exists():
+            raise UserError(f"{path} cannot be seen from here: --output must be on a disk that all machines share")
+        in_shards = sharding.has_shards(path)
+        if learner.sharded and not in_shards:
+            raise UserError(f"{path} was not saved by a run with FSDP2; go on without, or give another --output")
+        if in_shards:
+            sharding.read(path, learner.bare, learner.optimizer)
+        else:
+            load(path, learner.bare, learner.optimizer.optimizer, learner.average)
+        self.accelerator.print(f"resuming {path} at step {state['step']}")
+        positions = {int(lane): tuple(at) for lane, at in state["positions"].items()}
+        return Start(state["step"], state["seconds"], positions)
+
+    def save(self, step: int, learner: Learner, positions: Positions, seconds: float, needed: bool) -> str | None:
+        """Save the checkpoint of `step`; returns what to warn of if it cannot be written. All processes call it.
+
+        Raises UserError instead of returning where the checkpoint is `needed` to go on.
+        """
+        accelerator, drafts, reason = self.accelerator, self.folder / "shards.tmp", None
+        state = {"positions": gather_dicts(accelerator, positions), "seconds": seconds}
+        model, optimizer = learner.model, learner.optimizer
+        try:
+            shards = sharding.write(drafts, model, optimizer, accelerator) if learner.sharded else None
+            if accelerator.is_main_process:
+                save(self.folder, step, learner.bare, optimizer, state, self.keep, learner.average, shards)
+        except OSError as error:  # a full disk, for example
+            if accelerator.is_main_process:
+                shutil.rmtree(drafts, ignore_errors=True)
+            reason = f"the checkpoint of step {step} could not be written ({error.strerror or error})"
+        if reason := broadcast_object_list([reason])[0]:
+            last = written(self.folder)
+            reason += f"; the last one is {last[-1]}" if last else "; there is none before it"
+            if needed:
+                raise UserError(f"{reason}: make room on the disk, and --resume goes on from there")
+            return f"{reason}; training goes on"
+        return None
 
 
 def save(
@@ -69,8 +141,8 @@ def save(
         if isinstance(error, SafetensorError | RuntimeError):  # what a full disk is to these two libraries
             raise OSError(f"{error}; {room / 2**20:.1f} MiB were free") from error
         raise
-    kept = [path for path in whole(folder) if path.name <= final.name]  # newer ones were damaged, and gone back from
-    for old in set(whole(folder)) - set(kept[-keep:]):
+    kept = [path for path in written(folder) if path.name <= final.name]  # newer ones were damaged, and gone back from
+    for old in set(written(folder)) - set(kept[-keep:]):
         old.rename(old.with_name(old.name + ".tmp"))  # first, so that what a kill leaves of it is not taken for whole
     for rest in folder.glob("*.tmp"):
         shutil.rmtree(rest, ignore_errors=True)
@@ -82,14 +154,14 @@ def name_of(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def whole(folder: Path) -> list[Path]:
+def written(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first; drafts that a kill left behind are not among them."""
     return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp")
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose files have their checksums, and its state; damaged ones are named in a warning."""
-    for path in reversed(whole(folder)):
+    for path in reversed(written(folder)):
         try:
             state = json.loads((path / STATE).read_text())
             digest = state.pop("sha256", None)  # which checkpoints of older versions have not
@@ -100,7 +172,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             damaged = [str(error)]
         if not damaged:
             return path, state
-        warnings.warn(f"checkpoint {path} is damaged ({', '.join(damaged)}) and passed over", stacklevel=2)
+        warn(f"checkpoint {path} is damaged ({', '.join(damaged)}); the one before it is used")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no finite numbers."""
+"""Losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -12,38 +12,81 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from mpp.config.options import Train
+from mpp.data.batches import Samples
 from mpp.errors import UserError
 from mpp.files import write_whole
 from mpp.run.folder import writing
+from mpp.training.learner import Learner
 
 
 class Diverged(UserError):
-    """A loss or gradient was no finite number."""
+    """A loss or gradient is not finite."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step came to in this process: still on the device, so that noting it does not wait."""
+    """A step's losses in this process, still on the device, so that noting them does not wait."""
 
     number: int
     norm: Tensor  # of the gradient, the same on all processes
     losses: list[Tensor]  # of the micro-batches
-    samples: list[tuple[Tensor, list[str] | None]]  # of each: the images' indices (B,), and their names if known
+    samples: Samples
 
 
 class Finiteness:
-    """Looks after losses and gradients, and saves which images those that are not finite came of.
+    """Finds losses and gradients that are not finite, and saves which images they come from.
 
-    Steps are only noted, and read together when the device is waited for anyway.
+    With --train.on-nonfinite skip it looks at every step, which waits for the device. Otherwise it notes the steps, and
+    `refuse` looks at them together.
     """
 
-    def __init__(self, output: Path, accelerator: Accelerator, where: Callable[[int], str]) -> None:
-        self.output, self.accelerator, self.where = output, accelerator, where
+    def __init__(
+        self,
+        output: Path,
+        accelerator: Accelerator,
+        options: Train,
+        learner: Learner,
+        where: Callable[[int], str],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.output, self.accelerator, self.options = output, accelerator, options
+        self.learner, self.where, self.warn = learner, where, warn
         self.noted: list[Step] = []
+        self.skipped = self.in_a_row = 0  # since the last `counted`; up to now
 
-    def note(self, step: Step) -> None:
-        """Remember a step until the next `first_broken`."""
-        self.noted.append(step)
+    def skips(self, step: int, norm: Tensor, parts: list[dict[str, Tensor]], samples: Samples) -> bool:
+        """Note a step; returns whether the optimiser has to skip it. Raises Diverged after too many in a row."""
+        self.noted.append(Step(step, norm, [part["loss"] for part in parts], samples))
+        if self.options.on_nonfinite != "skip":
+            return False
+        broken = self.first_broken()
+        if broken is None:
+            self.in_a_row = 0
+            return False
+        self.warn(f"step {step} is skipped: {self.save(broken)}")
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row > self.options.max_skips:
+            raise Diverged(
+                f"more than --train.max-skips {self.options.max_skips} steps in a row had a loss or gradient that is "
+                f"not finite, the last is step {step} (see {self.output}/nonfinite_*.json); a lower --optim.lr (now "
+                f"{self.learner.schedule.get_last_lr()[0]:.2g}) may help; --resume goes back to the last checkpoint"
+            )
+        return True
+
+    def counted(self) -> dict[str, float]:
+        """How many steps were skipped since the last call, as a metric, if there are any."""
+        skipped, self.skipped = self.skipped, 0
+        return {"train/skipped": float(skipped)} if skipped else {}
+
+    def refuse(self) -> None:
+        """Raise Diverged if a noted step has a loss or gradient that is not finite. Waits for the device."""
+        if broken := self.first_broken():
+            raise Diverged(
+                f"{self.save(broken)}; a lower --optim.lr (now {self.learner.lr:.2g}) or more --optim.warmup-steps may "
+                f"help, or --train.on-nonfinite skip; --resume goes back to the last checkpoint, with --resume-anyway "
+                f"also with other options of the optimiser"
+            )
 
     def first_broken(self) -> Step | None:
         """The first step since the last call whose loss or gradient is not finite, on any process. Waits for the

@@ -6,34 +6,25 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from mpp.data.loader import Batch, Share
-from mpp.data.streams import Positions
+from mpp.data.loader import Batch
+from mpp.data.training_set import TrainingSet
 
 
 class Job(Protocol):
-    """What a command trains and how it is measured."""
+    """A method on a set of images: what it trains, and how it measures that."""
 
-    unreadable: dict[str, str]  # evaluation images that were left out: where, why
+    unreadable: dict[str, str]  # evaluation images that were left out: where -> why
+    in_pairs: bool  # whether a micro-batch must have an even number of images
 
     @property
     def model(self) -> nn.Module: ...
 
-    def batches(self, share: Share, start: int, positions: Positions) -> DataLoader:
-        """This process's micro-batches from step `start` on; `positions` are those of a stream's last batch."""
-        ...
+    @property
+    def data(self) -> TrainingSet: ...
 
     def flops_an_image(self) -> int:
         """Floating-point operations of training on one image."""
-        ...
-
-    def epoch(self, step: int, positions: Positions) -> float:
-        """How often the training images have been seen after `step` steps."""
-        ...
-
-    def where(self, index: int) -> str:
-        """The file or row that a training image comes from (a stream's batches bring that themselves)."""
         ...
 
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,4 +49,4 @@ class Outcome:
     seconds: float  # of all starts of the command
     stopped: bool  # by a signal, before the last step
     model: nn.Module  # with the weights that were evaluated: the last, or their running mean
-    unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where, why
+    unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where -> why

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from mpp.data.decode import FORMATS, printable
-from mpp.errors import UserError
+from mpp.errors import UserError, warn
 
 Parts = tuple[str, ...]  # of a folder's path, below the set's
 
@@ -93,9 +92,9 @@ def _tell(left_out: list[tuple[str, str]], all_trained_on: list[Parts]) -> None:
         return
     if left_out:
         where, why = left_out[0]
-        warnings.warn(f"{len(left_out):,} files are left out, the first: {printable(where)} ({why})", stacklevel=4)
+        warn(f"{len(left_out):,} files are left out, the first: {printable(where)} ({why})")
     if doubtful := [parts for parts in all_trained_on if any(map(split_called, parts))]:
-        warnings.warn(f"the folder {printable('/'.join(doubtful[0]))} is taken for images to train on", stacklevel=4)
+        warn(f"the folder {printable('/'.join(doubtful[0]))} is taken for images to train on")
 
 
 def why_no_labels(path: str) -> str:

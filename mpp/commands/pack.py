@@ -1,0 +1,50 @@
+"""The command `pack`: decode a set once into one memory-mapped file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mpp.config.commands import Pack
+from mpp.data.images import load_images
+from mpp.data.packing import fingerprint, pack, verify
+from mpp.data.sources.path import split_names
+from mpp.errors import UserError
+from mpp.run.folder import unreadable_line
+
+
+def run_pack(config: Pack) -> Path:
+    """Pack every split of a set; returns the packed file."""
+    if config.out is None:
+        raise UserError("--out names the file to write; give it")
+    out, data = Path(config.out), config.data
+    if config.verify:
+        verify(config.out)
+        print(f"{out} is as it was written")
+        return out
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    splits = {name: load_images(data.path, name, **columns) for name in split_names(data.path)}  # type: ignore[arg-type]
+    short_side = 256 if config.size is None else config.size or None
+    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"--out {out} is being packed by another process") from error
+    except (OSError, NotImplementedError):  # a file system without locks; `pack` finds out whether it can be written
+        pass
+    try:
+        if out.exists():
+            raise UserError(f"--out {out} exists; remove it, or give another name")
+        unreadable = pack(splits, out, fingerprint(splits), short_side, skip_unreadable=data.on_error == "skip")
+    except OSError as error:
+        raise UserError(f"packing into --out {out} ended ({error}); the same command goes on where it was") from error
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+    total = sum(map(len, splits.values()))
+    print(f"{out}: {total - len(unreadable):,} images of {', '.join(splits)}, {out.stat().st_size / 2**20:,.1f} MiB")
+    if unreadable:
+        print(unreadable_line(unreadable, total, data.path))
+    return out

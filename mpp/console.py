@@ -1,0 +1,134 @@
+"""The one door to every command: `mpp NAME`, the files that `accelerate launch` runs, and `mpp.pretrain(...)`.
+
+A command goes the same way from each: options -> checks -> devices -> the work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, util
+from typing import Any, NoReturn
+
+from mpp.config import Compare, FineTune, LinearProbe, Pack, Pretrain, Supervised
+from mpp.config.checks import check
+from mpp.config.command_line import as_arguments, parse
+from mpp.config.presets import presets, purpose
+from mpp.errors import UserError, plain_warnings
+from mpp.files import shipped
+from mpp.run.command import run_command
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its options, and the function that does its work, as "module:function"."""
+
+    options: type
+    work: str
+
+
+COMMANDS = {
+    "pretrain": Command(Pretrain, "mpp.commands.pretrain:run_pretraining"),
+    "supervised": Command(Supervised, "mpp.commands.supervised:run_supervised"),
+    "finetune": Command(FineTune, "mpp.commands.finetune:run_finetune"),
+    "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe"),
+    "compare": Command(Compare, "mpp.comparison.compare:run_comparison"),
+    "pack": Command(Pack, "mpp.commands.pack:run_pack"),
+}
+OTHERS = {
+    "benchmark": "Measure training steps, the loader and the training command, beside other libraries.",
+    "presets": "List the presets: their names, what they are for, and their files.",
+}
+
+
+def start(config: Any) -> Any:
+    """Check a command's options, set up the devices and do its work. Returns what the command found."""
+    check(config)
+    module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
+    with plain_warnings():
+        work = getattr(import_module(module), function)  # heavy imports come after the checks
+        if isinstance(config, Pack):
+            return work(config)
+        from mpp.run.machine import let_go, start_accelerator
+
+        accelerator = start_accelerator(precision_of(config))
+        try:
+            found = work(config, accelerator)
+            accelerator.end_training()
+        finally:
+            let_go(accelerator)
+    return found
+
+
+def precision_of(config: Any) -> str:
+    """The precision that a command computes in."""
+    if isinstance(config, LinearProbe):
+        return config.precision
+    return (config.finetune if isinstance(config, Compare) else config).train.precision
+
+
+def command(name: str) -> Callable[[list[str] | None], Any]:
+    """The `main` of a command's file: it takes the words of a command line (default: this process's)."""
+
+    def main(args: list[str] | None = None) -> Any:
+        return start(parse(COMMANDS[name].options, args))
+
+    return main
+
+
+def call(name: str, config: Any) -> Any:
+    """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
+    kind = COMMANDS[name].options
+    return start(parse(kind, as_arguments(config)) if isinstance(config, Mapping) else config)
+
+
+def run_file(file: str, main: Callable[..., object]) -> NoReturn:
+    """Run a command's file. Its own folder, where Python looks first, is taken off the import path: a module in it
+    must not hide an installed one of that name."""
+    here = os.path.dirname(os.path.realpath(file))
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path or os.curdir) != here or path in ("", os.curdir)]
+    run_command(main)
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """The console command `mpp`, and `python -m mpp`."""
+    words = sys.argv[1:] if args is None else args
+    run_command(lambda: _dispatch(words))
+
+
+def _dispatch(words: list[str]) -> None:
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name in COMMANDS:
+        start(parse(COMMANDS[name].options, rest, prog=f"mpp {name}"))
+    elif name == "presets":
+        print("\n".join(f"{name}\n    {purpose(file)}\n    {file}" for name, file in presets().items()))
+    elif name == "benchmark":
+        spec = util.spec_from_file_location("benchmark", shipped("tools") / "benchmark.py")
+        assert spec
+        assert spec.loader
+        sys.modules["benchmark"] = module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.main(rest)
+    else:
+        near = difflib.get_close_matches(name, [*COMMANDS, *OTHERS], 1)
+        raise UserError(
+            f"mpp has no command {name!r}; {f'did you mean {near[0]}?' if near else '`mpp --help` lists them'}"
+        )
+
+
+def overview() -> str:
+    """What `mpp --help` says."""
+    lines = {name: (c.options.__doc__ or "").splitlines()[0] for name, c in COMMANDS.items()} | OTHERS
+    return "\n".join(
+        [
+            "usage: mpp COMMAND [OPTIONS]\n",
+            "Masked patch prediction: pretrain Vision Transformers on images without labels.\n",
+            *(f"  {name:12}{line}" for name, line in lines.items()),
+            "\n`mpp COMMAND --help` explains every option. On several processes: accelerate launch -m mpp COMMAND ...",
+        ]
+    )
