@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.comparison.compare import adopt
+from mpp.comparison.compare import adopted
 from mpp.config.checks import check
 from mpp.config.command_line import differences, flattened, parse, write_toml
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
@@ -194,7 +194,7 @@ def test_a_path_is_named_by_the_option_that_gave_it(tmp_path):
     with pytest.raises(UserError, match=r"^--eval\.probe \./nothere does not exist$"):
         pretrain(tmp_path / "run", "--eval.probe", "./nothere")
     with pytest.raises(UserError, match=r"^--mpp \./nothere "):
-        adopt(Compare(mpp="./nothere", supervised="none"))
+        adopted(Compare(mpp="./nothere", supervised="none"))
     with pytest.raises(UserError, match=r"^--data\.path ~nobody-of-that-name/x "):
         pretrain(tmp_path / "run", "--data.path", "~nobody-of-that-name/x")
 

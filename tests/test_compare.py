@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from mpp.comparison.compare import adopt
+from mpp.comparison.compare import adopted
 from mpp.comparison.pieces import supervised_piece
 from mpp.comparison.plots import draw_curves
 from mpp.comparison.statistics import Finding, difference, interval, verdict
@@ -177,7 +177,7 @@ def test_the_supervised_arm_learns_from_the_images_of_a_given_run(compared, tmp_
     file = run / "config.toml"
     file.write_text(re.sub("(?m)^seed = 0$", "seed = 5", file.read_text()).replace("fraction = 1.0", "fraction = 0.5"))
     config = Compare(mpp=str(run))
-    adopt(config)
+    config = adopted(config)
     supervised = supervised_piece(config, tmp_path).config
     assert (supervised.seed, supervised.data.fraction) == (5, 0.5)
 

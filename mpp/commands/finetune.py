@@ -1,4 +1,4 @@
-"""Fine-tuning a backbone, and measuring a model that was fine-tuned."""
+"""The command `finetune`: fine-tune a backbone, or measure a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mpp.commands.labelled import _train, closing_summary, write_result
+from mpp.commands.labelled import closing_summary, train_classifier, write_result
 from mpp.config.command_line import write_toml
 from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
@@ -52,12 +52,13 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         if found is None:
             return {}
         grid = found
-        config.optim.lr = float(max(grid, key=lambda lr: grid[lr]))
-        accelerator.print(f"learning rates on held-out training labels: {grid}; training with {config.optim.lr:g}")
+        best = float(max(grid, key=lambda lr: grid[lr]))
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=best))
+        accelerator.print(f"accuracy on held-out training labels by learning rate: {grid}; training with {best:g}")
     set_seed(config.seed)
-    outcome, job = _train(config, vit, "linear", images, test, output, accelerator)
+    outcome, job = train_classifier(config, vit, "linear", images, test, output, accelerator)
     if outcome.stopped:
-        accelerator.print(how_to_resume("recipes/finetune.py", outcome.step, output))
+        accelerator.print(how_to_resume("finetune", outcome.step, output))
         return {}
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
@@ -68,7 +69,7 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         if config.export_predictions and job.predictions:
             export(job.predictions, job.eval_images, job.model.classes, config.export_predictions)
         title = f"{config.init} fine-tuned for {outcome.step:,} steps with {len(images):,} labels"
-        print(closing_summary(result, output, title))
+        print(closing_summary(result, config.data.path, output, title))
     return result
 
 
@@ -101,16 +102,16 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         finish(output, config, result)
         if config.export_predictions:
             export(predictions, images, model.classes, config.export_predictions)
-        print(closing_summary(result, output, f"{config.init} on {config.data.path}"))
+        print(closing_summary(result, config.data.path, output, f"{config.init} on {config.data.path}"))
     return result
 
 
 def try_learning_rates(
     config: FineTune, vit: ViT, images: Images, output: Path, accelerator: Accelerator
 ) -> dict[str, float] | None:
-    """Top-1 on a fifth of the training labels for each rate of --optim.lr-grid, trained on the others as long as the
-    final run will be; 0 where training diverged. Rates that an interrupted run has tried are not tried again. None if a
-    signal said to stop."""
+    """Accuracy on a fifth of the training labels for each rate of --optim.lr-grid, after training on the others for as
+    long as the final run; 0 if training diverged. A resumed run keeps what it has tried. None if a signal stops it.
+    """
     rest, held = hold_out(images.labels(range(len(images))), config.seed)
     if not len(held):
         raise UserError(
@@ -129,13 +130,13 @@ def try_learning_rates(
         accelerator.print(f"--optim.lr {name}, measured on {len(measured):,} held-out training labels:")
         set_seed(config.seed)
         try:
-            outcome, _ = _train(trial, copy.deepcopy(vit), "linear", fitted_on, measured, folder, accelerator)
-        except Diverged as error:  # a grid is there to find out which rates are too high
+            outcome, _ = train_classifier(trial, copy.deepcopy(vit), "linear", fitted_on, measured, folder, accelerator)
+        except Diverged as error:  # the grid finds out which rates are too high
             accelerator.print(f"--optim.lr {name} is too high: {error}")
             found[name] = {"eval/top1": 0.0, "diverged": str(error)}
         else:
             if outcome.stopped:
-                accelerator.print(how_to_resume("recipes/finetune.py", outcome.step, output))
+                accelerator.print(how_to_resume("finetune", outcome.step, output))
                 return None
             found[name] = outcome.metrics
         if accelerator.is_main_process:

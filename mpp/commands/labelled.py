@@ -12,12 +12,12 @@ from mpp.data.images import Images
 from mpp.data.loader import share_of
 from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
 from mpp.models.vit import ViT
-from mpp.run.folder import write_folder
+from mpp.run.folder import unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
 
 
-def _train(
+def train_classifier(
     config: Supervised | FineTune,
     vit: ViT,
     head: str,
@@ -54,18 +54,17 @@ def write_result(job: Classify, command: str, output: Path, outcome: Outcome) ->
     }
 
 
-def closing_summary(result: dict[str, Any], output: Path, title: str, then: str = "") -> str:
+def closing_summary(result: dict[str, Any], path: str, output: Path, title: str, then: str = "") -> str:
     """What a run on labels says last."""
     accuracies = sorted(result["per_class_top1"].items(), key=lambda item: item[1])
     (worst, low), (best, high) = accuracies[0], accuracies[-1]
     lines = [
-        f"\n{title}: of {result['eval_images']:,} held-out images of {result['classes']} classes are told right",
-        f"  the class               {result['eval/top1']:6.1%}   (chance {1 / result['classes']:.1%})",
-        f"  among the first five    {result['eval/top5']:6.1%}",
+        f"\n{title}: accuracy on {result['eval_images']:,} held-out images of {result['classes']} classes:",
+        f"  top 1    {result['eval/top1']:6.1%}   (chance {1 / result['classes']:.1%})",
+        f"  top 5    {result['eval/top5']:6.1%}",
         f"best: {best} {high:.1%}, worst: {worst} {low:.1%}",
     ]
     if unread := result["unreadable_images"]:
-        where, why = next(iter(unread.items()))
-        lines.append(f"{len(unread):,} images could not be read and were left out, the first: {where} ({why})")
+        lines.append(unreadable_line(unread, None, path))
     lines.append(f"Confusion matrix: {output / 'samples'}    all numbers: {output / 'result.json'}")
     return "\n".join([*lines, then] if then else lines)

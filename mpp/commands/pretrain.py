@@ -13,6 +13,7 @@ from mpp.config.derived import height_width
 from mpp.data.loader import share_of
 from mpp.data.splits import open_splits
 from mpp.methods.masked_patches import MaskedPatches
+from mpp.run.command import spelled
 from mpp.run.folder import finish, how_to_resume, prepare_output, unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
@@ -28,7 +29,7 @@ def run_pretraining(config: Pretrain, accelerator: Accelerator) -> dict[str, Any
         job = MaskedPatches(config, accelerator, images, held_out)
     outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
     if outcome.stopped:
-        accelerator.print(how_to_resume("mpp/pretrain.py", outcome.step, output))
+        accelerator.print(how_to_resume("pretrain", outcome.step, output))
     elif accelerator.is_main_process:
         result = write_result(job, config, output, outcome)
         finish(output, config, result)
@@ -80,6 +81,6 @@ def closing_summary(config: Pretrain, job: MaskedPatches, output: Path, outcome:
         [
             *lines,
             f"Pictures: {output / 'samples'}    Curves: tensorboard --logdir {output.parent}",
-            f"Next:     accelerate launch recipes/linear_probe.py --init {output} {labelled}",
+            f"Next:     {spelled('probe')} --init {output} {labelled}",
         ]
     )

@@ -1,4 +1,4 @@
-"""Supervised pretraining."""
+"""The command `supervised`: pretrain on labelled images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mpp.commands.labelled import _train, closing_summary, write_result
+from mpp.commands.labelled import closing_summary, train_classifier, write_result
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen
 from mpp.data.splits import open_labelled
 from mpp.models.backbones import build_vit
+from mpp.run.command import spelled
 from mpp.run.folder import finish, how_to_resume, prepare_output
 
 
@@ -23,14 +24,18 @@ def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, An
             config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
         )
     set_seed(config.seed)
-    outcome, job = _train(config, build_vit(config.model), "mlp", images, test, output, accelerator)
+    outcome, job = train_classifier(config, build_vit(config.model), "mlp", images, test, output, accelerator)
     if outcome.stopped:
-        accelerator.print(how_to_resume("recipes/supervised.py", outcome.step, output))
+        accelerator.print(how_to_resume("supervised", outcome.step, output))
         return {}
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "supervised", output, outcome)
         finish(output, config, result)
-        then = f"Next: accelerate launch recipes/finetune.py --init {output} --data.path LABELLED_IMAGES"
-        print(closing_summary(result, output, f"After {outcome.step:,} steps with {len(images):,} labels", then))
+        then = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
+        print(
+            closing_summary(
+                result, config.data.path, output, f"After {outcome.step:,} steps with {len(images):,} labels", then
+            )
+        )
     return result

@@ -1,4 +1,4 @@
-"""The comparison: which pieces of work it takes, doing those that are missing, and collecting what they found."""
+"""The command `compare`: do the pieces of work that are missing, and collect what they found."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mpp.comparison.budget import cost_of, plan
 from mpp.comparison.pieces import Arm, Piece, arms_of, finetune_piece, probe_piece, run_piece
 from mpp.comparison.report import Comparison, write_report
 from mpp.comparison.statistics import Finding
+from mpp.config.checks import texts
 from mpp.config.command_line import options_of, parse, write_toml
 from mpp.config.commands import Compare, Pretrain, Pretraining, Supervised
 from mpp.config.derived import height_width
@@ -30,11 +31,10 @@ from mpp.run.folder import named_folder, read_metrics, refuse_other_options
 def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     """Do what is missing, then write the report; returns its folder, or None if a signal or --dry-run ended it."""
     output = named_folder(config.output, "compare")
-    adopt(config)
-    if config.data.path == "shapes" and config.data.label_column is None:
-        config.data.label_column = "count"  # of another kind than colours, and than the shape, supervised's default
+    config = adopted(config)
     with accelerator.main_process_first():
         images = open_downstream(config)
+    config = dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images)))
     counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
     arms = arms_of(config, output)
     check_ahead(config, arms, accelerator)
@@ -69,23 +69,33 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
             accelerator.print(f"the comparison goes on with: --config {output / 'config.toml'} --output {output}")
             return None
     if accelerator.is_main_process:
-        last = {arm.name: tunings[arm.name, counts[-1], config.seeds[0]] for arm in arms}
-        layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
-        classes = len(images.label_names or [])
-        found = Comparison(
-            config=config,
-            classes=classes,
-            arms=[arm.name for arm in arms],
-            findings=[*probe_findings(probes), *tuning_findings(tunings)],
-            costs=[cost_of(arm.name, arm.init, config, classes) for arm in arms],
-            curves={key: learning_curve(piece) for key, piece in tunings.items()},
-            details={name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in last.items()},
-            layers={name: ", ".join(map(str, sorted(numbers))) for name, numbers in layers.items()},
-            trained_here=[arm.name for arm in arms if arm.pretraining],
-        )
-        print(write_report(output, found))
+        print(write_report(output, collect(config, arms, probes, tunings, len(images.label_names or []))))
     accelerator.wait_for_everyone()
     return output
+
+
+def collect(
+    config: Compare,
+    arms: list[Arm],
+    probes: dict[tuple[str, int], Piece],
+    tunings: dict[tuple[str, int, int], Piece],
+    classes: int,
+) -> Comparison:
+    """What all pieces found."""
+    most = max(labels for _, labels, _ in tunings)
+    last = {arm.name: tunings[arm.name, most, config.seeds[0]] for arm in arms}
+    layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
+    return Comparison(
+        config=config,
+        classes=classes,
+        arms=[arm.name for arm in arms],
+        findings=[*probe_findings(probes), *tuning_findings(tunings)],
+        costs=[cost_of(arm.name, arm.init, config, classes) for arm in arms],
+        curves={key: learning_curve(piece) for key, piece in tunings.items()},
+        details={name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in last.items()},
+        layers={name: ", ".join(map(str, sorted(numbers))) for name, numbers in layers.items()},
+        trained_here=[arm.name for arm in arms if arm.pretraining],
+    )
 
 
 def open_downstream(config: Compare) -> Images:
@@ -94,21 +104,22 @@ def open_downstream(config: Compare) -> Images:
     size = height_width(config.finetune.model.img_size or config.pretrain.model.img_size)
     images, _ = open_labelled(options_of(LabelledData, config.data), size, seed=0)
     classes = len(images.label_names or [])
-    for labels in config.labels:
-        if labels != "all" and not classes <= int(labels) <= len(images):
-            raise UserError(f"--labels {labels} must be from {classes} (one a class) to {len(images):,}")
-    config.probe_labels = min(config.probe_labels, len(images))
+    for count in config.labels:
+        if count != "all" and not classes <= int(count) <= len(images):
+            raise UserError(f"--labels {count} must be from {classes} (one a class) to {len(images):,}")
     if config.probe_labels < classes:
         raise UserError(f"--probe-labels {config.probe_labels} must be at least {classes}, one a class")
+    labels = min(config.probe_labels, len(images))
     for seed in config.seeds:
         refuse_more_shots_than_images(
-            config.probe, open_fitted(options_of(LabelledData, config.data, labels=config.probe_labels), size, seed)
+            config.probe, open_fitted(options_of(LabelledData, config.data, labels=labels), size, seed)
         )
     return images
 
 
 def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> None:
     """Raise UserError now for what would otherwise end the comparison after hours."""
+    typed = texts(config)
     precisions = config.pretrain.train.precision, config.finetune.train.precision
     if any(arm.pretraining for arm in arms) and precisions[0] != precisions[1]:
         raise UserError(
@@ -119,50 +130,54 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
         if arm.pretraining or arm.init == "scratch":
             vit = build_vit(config.pretrain.model)
         else:
-            with renamed("--init", {"MPP": "--mpp", "supervised": "--supervised"}.get(arm.name, "--others")):
+            with renamed("--init", {"MPP": "--mpp", "supervised": "--supervised"}.get(arm.name, "--others"), typed):
                 vit = load_backbone(arm.init)
-        with renamed("--model", "--finetune.model"):
+        with renamed("--model", "--finetune.model", typed):
             fitted(vit, config.finetune.model.img_size)
         probe_layers(config.probe.layer, vit.depth)
         if arm.pretraining and isinstance(supervised := arm.pretraining.config, Supervised):
             try:
-                with renamed("--data", "--pretrain.data"):
+                with renamed("--data", "--pretrain.data", typed):
                     open_labelled(supervised.data, height_width(supervised.model.img_size), seed=0)
             except UserError as error:
                 raise UserError(
                     f"the supervised arm cannot be trained: {error}; --supervised none leaves it out"
                 ) from error
-    with renamed("--model", "--finetune.model"):
+    with renamed("--model", "--finetune.model", typed):
         refuse_shape_options("a backbone that is fine-tuned", config.finetune.model)
     if any(arm.pretraining for arm in arms):
-        with renamed("--", "--pretrain."):
+        with renamed("--", "--pretrain.", typed):
             share_of(config.pretrain.train, accelerator)
-    with renamed("--", "--finetune."):
+    with renamed("--", "--finetune.", typed):
         refuse_odd_pairs(config.finetune.augment, share_of(config.finetune.train, accelerator))
 
 
-def adopt(config: Compare) -> None:
-    """Take the options of pretraining from the run that --mpp gives, so that an arm trained here gets its budget."""
+def adopted(config: Compare) -> Compare:
+    """The options of a comparison, with what they leave open: the label of the built-in images, and the pretraining of
+    the run that --mpp gives, so that an arm trained here gets its budget."""
+    if config.data.path == "shapes" and config.data.label_column is None:
+        # count differs from colour, which MPP predicts, and from shape, which supervised pretraining learns
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, label_column="count"))
     if config.supervised not in (None, "none") and not config.mpp:
         raise UserError("--supervised is compared with masked patch prediction: name its run, too, with --mpp")
     if not config.mpp:
-        return
+        return config
     if not (file := Path(config.mpp) / "config.toml").exists():
         if config.supervised is None:
             raise UserError(
                 f"--mpp {config.mpp} is no run, so its budget is not known to train a supervised arm with: name one "
                 f"with --supervised, or leave it out with --supervised none"
             )
-        with renamed("--init", "--mpp"):
+        with renamed("--init", "--mpp", texts(config)):
             hub = load_backbone(config.mpp).hub_config()
         shape = {option.name: hub[option.name] for option in dataclasses.fields(Model) if option.name in hub}
-        config.pretrain.model = Model(**shape | {"img_size": tuple(hub["img_size"])})
-        return
+        model = Model(**shape | {"img_size": tuple(hub["img_size"])})
+        return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, model=model))
     run = parse(Pretrain, ["--config", str(file)])
     of_run = options_of(Pretraining, run)
-    if config.pretrain not in (Pretraining(), of_run):
+    if config.pretrain not in (Compare().pretrain, of_run):
         raise UserError(f"--pretrain options are those of the run that --mpp gives ({config.mpp}); leave them out")
-    config.pretrain = of_run
+    return dataclasses.replace(config, pretrain=of_run)
 
 
 def learning_curve(piece: Piece) -> list[tuple[int, float]]:

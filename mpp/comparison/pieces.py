@@ -41,19 +41,24 @@ class Piece:
         """Whether there is a result, and of the backbone as it is now."""
         return (self.folder / "result.json").exists() and self.is_of_this_backbone()
 
+    @property
+    def digest(self) -> str:
+        """The checksum of the weights that the piece starts from; "None" of random ones."""
+        return str(digest_of(self.config.init if isinstance(self.config, LinearProbe | FineTune) else "scratch"))
+
     def is_of_this_backbone(self) -> bool:
         """Whether what the folder holds was begun from the weights that --init names now."""
         if self.after and not self.after.done:
             return False
         stamp = self.folder / _STAMP
-        return not stamp.exists() or stamp.read_text() == str(digest_of(getattr(self.config, "init", "scratch")))
+        return not stamp.exists() or stamp.read_text() == self.digest
 
     def begin(self) -> None:
         """Clear away what an older backbone left, and note which it is now."""
         if not self.is_of_this_backbone():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _STAMP).write_text(str(digest_of(getattr(self.config, "init", "scratch"))))
+        (self.folder / _STAMP).write_text(self.digest)
 
     def result(self) -> dict[str, Any]:
         return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))

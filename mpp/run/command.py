@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from mpp.errors import UserError, first_line
@@ -66,3 +67,13 @@ def loss_of_a_process(error: Exception) -> str | None:
             f"--resume goes on from the last checkpoint"
         )
     return None
+
+
+_FILES = {"pretrain": "mpp/pretrain.py", "probe": "recipes/linear_probe.py"}
+
+
+def spelled(name: str) -> str:
+    """How this user calls a command: `mpp NAME` if that started this one, else its file by `accelerate launch`."""
+    if Path(sys.argv[0]).name in ("mpp", "__main__.py"):
+        return f"mpp {name}"
+    return f"accelerate launch {_FILES.get(name, f'recipes/{name}.py')}"

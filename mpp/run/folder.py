@@ -24,6 +24,7 @@ from mpp.config.bounds import Mark, marked, option_name
 from mpp.config.command_line import differences, flattened, write_toml
 from mpp.errors import UserError
 from mpp.files import write_whole
+from mpp.run.command import spelled
 from mpp.run.machine import PREPARING, wait_at_most
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
@@ -217,12 +218,12 @@ def prepare_output(config: Any, command: str, resume: bool, accelerator: Acceler
     return folder
 
 
-def how_to_resume(command: str, step: int, output: Path) -> str:
-    """What a run that was stopped says last."""
+def how_to_resume(name: str, step: int, output: Path) -> str:
+    """What a stopped run says last: the command that goes on with it."""
     processes = PartialState().num_processes
     launched = f" (with the launch options it began with: {processes} processes)" if processes > 1 else ""
     return (
-        f"stopped at step {step}; resume with: accelerate launch {command} --config {output / 'config.toml'} "
+        f"stopped at step {step}; resume with: {spelled(name)} --config {output / 'config.toml'} "
         f"--output {output} --resume{launched}"
     )
 
