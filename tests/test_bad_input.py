@@ -123,8 +123,8 @@ def write_mutants(folder: Path, seed: int, count: int) -> None:
 # What a process of its own finds in a folder: of every file its pixels' shape or the reason, and what that took.
 READ = """
 import json, resource, sys, time
-from mpp.decode import Unreadable, pixels, size_as_seen
-from mpp.images import load_images
+from mpp.data.decode import Unreadable, pixels, size_as_seen
+from mpp.data.images import load_images
 
 images, found, slowest = load_images(sys.argv[1]), {}, 0.0
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

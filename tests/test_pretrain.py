@@ -407,7 +407,7 @@ def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, c
         (["--corrupt.ratio", "1"], "--corrupt.ratio 1.0"),
         (["--corrupt.mask", "0.5"], "sum 1"),
         (["--data.target", "colour"], "there are: mean-colour, 4x4"),
-        (["--data.fraction", "2"], "--data.fraction 2.0 must be in 0..1"),
+        (["--data.fraction", "2"], "--data.fraction 2.0 must be above 0 and at most 1"),
         (
             ["--train.accumulate", "3"],
             "--train.batch-size 8 does not divide into 1 processes x --train.accumulate 3; 6",

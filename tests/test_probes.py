@@ -173,7 +173,7 @@ def test_features_are_judged_while_pretraining(tmp_path, capsys):
         assert line["eval/probe_top1"] > 0.2  # of 8 colours, even random weights tell some
         assert 0 < line["eval/knn_top1"] < 1
         assert 1 <= line["eval/effective_rank"] <= 32
-    assert "On frozen features, shapes is told right" in capsys.readouterr().out
+    assert "Frozen features on shapes: accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

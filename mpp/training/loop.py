@@ -30,6 +30,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     """
     options = config.train
     accelerator.free_memory()  # of an earlier run of the same command
+    flops = job.flops_an_image()  # before the model may be sharded
     learner = Learner(job.model, config, accelerator)
     checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator)
     start = checkpoints.resume(learner) if config.resume else checkpoints.fresh()
@@ -38,7 +39,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
         share = fitting_share(job, config, accelerator, learner.bare, share, start.step, start.positions)
         config = dataclasses.replace(config, train=dataclasses.replace(options, accumulate=share.accumulate))  # type: ignore[arg-type]
     accelerator.gradient_accumulation_steps = share.accumulate
-    progress = Progress(job, learner, config, accelerator, output, start.step, headline)
+    progress = Progress(job, learner, config, accelerator, output, start.step, headline, flops)
     feed = Feed(job.data.batches(share, start.step, start.positions), config.data.on_error, accelerator.device)
     nonfinite = Finiteness(output, accelerator, options, learner, job.data.where, progress.warn)
     stopped, doing = False, lambda: what_is_done(progress.step + 1, share)

@@ -33,6 +33,7 @@ class Progress:
         output: Path,
         first: int,
         headline: str,
+        flops: int,
     ) -> None:
         self.job, self.learner, self.config, self.accelerator = job, learner, config, accelerator
         self.records = Records(output, accelerator, config)
@@ -40,7 +41,7 @@ class Progress:
         self.first = self.step = first
         self.metrics: dict[str, float] = {}  # of the last evaluation
         best = peak_flops(accelerator.device, dtype_of(accelerator)) * accelerator.num_processes
-        self.clock = Clock(job.flops_an_image() / best, cuda_mark if accelerator.device.type == "cuda" else None)
+        self.clock = Clock(flops / best, cuda_mark if accelerator.device.type == "cuda" else None)
         self.bar = tqdm(
             total=config.train.steps,
             initial=first,
