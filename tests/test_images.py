@@ -476,10 +476,10 @@ def make_damaged_parquet(root):
     [
         (make_no_folder, "does not exist"),
         (make_empty_folder, "empty folder"),
-        (make_folder_of_empty_folders, "takes a folder of images"),
+        (make_folder_of_empty_folders, "give a folder of images"),
         (make_text_file, "is a file that is neither parquet nor packed"),
-        (make_folder_of_unknown_files, "takes a folder of images"),
-        (make_damaged_parquet, "takes a folder of images"),
+        (make_folder_of_unknown_files, "give a folder of images"),
+        (make_damaged_parquet, "give a folder of images"),
     ],
 )
 @pytest.mark.parametrize("ask", [load_images, split_names])
