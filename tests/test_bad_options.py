@@ -200,7 +200,7 @@ def test_a_path_is_named_by_the_option_that_gave_it(tmp_path):
 
 
 def test_a_table_that_cannot_be_written_names_the_way_out():
-    with pytest.raises(UserError, match=r"Read-only file system.*HF_HOME names another"), naming_the_source("some/set"):
+    with pytest.raises(UserError, match=r"Read-only file system.*HF_HOME to another"), naming_the_source("some/set"):
         raise OSError(errno.EROFS, "Read-only file system")
 
 
@@ -276,7 +276,7 @@ def test_one_class_only_is_said_in_one_line(tmp_path, command):
 def test_a_missing_label_column_is_said_with_those_there_are(tmp_path):
     reset_accelerate()
     folder = labelled_folder(tmp_path / "set", cat=3, dog=3)
-    with pytest.raises(UserError, match=r"--data\.label-column kind: there is no such column; there are: image, label"):
+    with pytest.raises(UserError, match=r"--data\.label-column kind does not exist; the columns are: image, label"):
         finetune(["--data.path", str(folder), "--data.label-column", "kind", "--output", str(tmp_path / "run")])
 
 

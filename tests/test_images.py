@@ -186,7 +186,7 @@ def test_folders_say_what_the_splits_are(tmp_path, files, splits):
 def test_a_folder_called_like_a_split_that_is_taken_for_none_is_named(tmp_path):
     for file in ("bus/0", "test_tube/0"):
         put(tmp_path / f"{file}.png", 1)
-    with pytest.warns(UserWarning, match="the folder test_tube is taken for images to train on"):
+    with pytest.warns(UserWarning, match="the folder test_tube is named like a split, but"):
         assert load_images(str(tmp_path)).label_names == ["bus", "test_tube"]
 
 
@@ -219,7 +219,7 @@ def test_a_link_to_a_folder_is_named(tmp_path):
 def test_what_lies_beside_the_splits_is_named(tmp_path):
     for file in ("train/0", "test/0", "unlabelled/0", "cover"):
         put(tmp_path / f"{file}.png", 1)
-    with pytest.warns(UserWarning, match=r"2 files are left out, the first: .*/cover.png \(beside the folders of the"):
+    with pytest.warns(UserWarning, match=r"2 files are left out, the first: .*/cover.png \(outside the folders of the"):
         assert len(load_images(str(tmp_path))) == 1
 
 
@@ -372,7 +372,7 @@ def test_no_accuracy_is_measured_on_the_images_that_are_learnt(tmp_path):
 def test_a_column_cannot_be_named_of_a_packed_file(tmp_path):
     as_classes(tmp_path / "train-0.parquet", [0, 1])
     pack({"train": load_images(str(tmp_path))}, tmp_path / "set.mpp", "a source")
-    with pytest.raises(UserError, match="is packed, with the image and label that it was packed with"):
+    with pytest.raises(UserError, match="is packed and has no other columns: name columns when packing"):
         load_images(str(tmp_path / "set.mpp"), label_column="kind")
 
 
@@ -476,10 +476,10 @@ def make_damaged_parquet(root):
     [
         (make_no_folder, "does not exist"),
         (make_empty_folder, "empty folder"),
-        (make_folder_of_empty_folders, "takes a folder of images"),
+        (make_folder_of_empty_folders, "give a folder of images"),
         (make_text_file, "is a file that is neither parquet nor packed"),
-        (make_folder_of_unknown_files, "takes a folder of images"),
-        (make_damaged_parquet, "takes a folder of images"),
+        (make_folder_of_unknown_files, "give a folder of images"),
+        (make_damaged_parquet, "give a folder of images"),
     ],
 )
 @pytest.mark.parametrize("ask", [load_images, split_names])
@@ -731,8 +731,8 @@ def declared_png(side):
 
 
 DAMAGED = {
-    "empty": (b"", "no image"),
-    "text": (b"these are only words, renamed to .jpg", "no image"),
+    "empty": (b"", "not an image in a supported format"),
+    "text": (b"these are only words, renamed to .jpg", "not an image in a supported format"),
     "half a jpeg": (encode(noise(64, 64), "JPEG")[:3000], "truncated"),
     "a tenth of a jpeg's header": (encode(noise(64, 64), "JPEG")[:60], "."),
     "half a png": (encode(noise(64, 64), "PNG")[:6000], "truncated"),

@@ -197,7 +197,7 @@ def test_a_user_without_a_home_trains(source, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "expanduser", lambda path: homeless(path) if str(path).startswith("~") else path)
         pretrain(tmp_path / "run", "--data.path", str(source))
-    assert "this user has no home folder; MPP_CACHE names one" in capsys.readouterr().out
+    assert "this user has no home folder; set MPP_CACHE to a folder" in capsys.readouterr().out
 
 
 def test_a_damaged_image_that_is_not_wanted_stops_nothing(source, tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_set_with_one_image_of_another_size_among_many_is_not_packed(tmp_path,
     monkeypatch.setattr("mpp.data.pack_cache._LOOKED_AT", 0)
     files = cached(monkeypatch, tmp_path / "cache")
     pretrain(tmp_path / "run", "--data.path", str(write_set(tmp_path / "set", ((16, 16), (16, 16), (8, 16)))))
-    assert "is 16 x 8, where others are 16 x 16" in capsys.readouterr().out
+    assert "is 16 x 8, but others are 16 x 16" in capsys.readouterr().out
     assert files() == []
 
 
@@ -279,7 +279,7 @@ def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path
     assert not cut.exists()
     noted = json.loads((tmp_path / "cut.mpp.partial.json").read_text())
     assert noted["splits"]["train"]["next"] == 8
-    with pytest.raises(UserError, match="of one that has changed since"):
+    with pytest.raises(UserError, match="belongs to another set, to this set before a change"):
         pack(splits, cut, "as it is now", progress=False)
     pack(splits, cut, "as it was", progress=False)
     assert cut.read_bytes() == whole.read_bytes()
@@ -302,7 +302,7 @@ def test_damage_is_found(source, tmp_path):
     content = bytearray(out.read_bytes())
     content[100] ^= 1
     out.write_bytes(content)
-    with pytest.raises(UserError, match="does not have the checksum"):
+    with pytest.raises(UserError, match="does not match its checksum"):
         verify(str(out))
     out.write_bytes(content[:-20])
     with pytest.raises(UserError, match="damaged packed file"):

@@ -400,7 +400,7 @@ def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, c
     ("options", "says"),
     [
         (["--model.img-size", "30"], "--model.img-size 30 is not a multiple of the patch size"),
-        (["--model.num-heads", "3"], "the --model options do not go together"),
+        (["--model.num-heads", "3"], "the --model options conflict"),
         (["--optim.betas", "1", "1"], "--optim.betas (1.0, 1.0)"),
         (["--train.steps", "0"], "--train.steps 0 must be above 0"),
         (["--optim.lr", "nan"], "--optim.lr nan must be above 0"),

@@ -1,7 +1,7 @@
-"""Augmentation: crops, flips and more, drawn for each sample by its own generator; mixing of pairs; normalisation.
+"""Augmentation (crops, flips, RandAugment; each sample has its own generator), mixing of pairs, and normalisation.
 
-Choosing a box and scaling it to size happen while decoding (`random_resized_box`, `centred_box`); the shift and the
-flip are made for a whole batch (`shift_and_flip`). Normalisation and mixing are the device's.
+The crop box is chosen and scaled during decoding (`random_resized_box`, `centred_box`). Shift and flip act on a whole
+batch (`shift_and_flip`). Normalisation and mixing run on the device.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Crop = Literal["pad", "resized", "none"]
 def random_resized_box(
     rng: np.random.Generator, height: int, width: int, aspect: float, scale: tuple[float, float]
 ) -> Box:
-    """A box of a random share (`scale`, 0..1) of an image's area and a random shape, 3/4 to 4/3 of `aspect` (w/h).
+    """Draw a box: a random share (`scale`, 0..1) of the image's area, a random shape of 3/4 to 4/3 of `aspect` (w/h).
 
-    The augmentation of Inception (arXiv 1409.4842) in torchvision's form: ten tries, then the largest centred box.
+    Inception's augmentation (arXiv 1409.4842) as in torchvision: ten tries, then the largest centred box.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -48,11 +48,10 @@ def centred_box(height: int, width: int, aspect: float) -> Box:
 
 
 def shift_and_flip(images: np.ndarray, shift: np.ndarray, flip: np.ndarray) -> np.ndarray:
-    """Move images (B, H, W, C) by `shift` (B, 2) pixels down and right, and mirror those where `flip` (B,) is true.
+    """Shift images (B, H, W, C) by `shift` (B, 2) pixels down and right, and mirror those where `flip` (B,) is true.
 
-    What comes in at an edge is the image's reflection, not black, which would make patches that need no prediction.
-    Returns (B, C, H, W), which costs no further pass: 3 microseconds an image of 32 x 32, where one index of every
-    pixel on the device took 11 on a CPU.
+    The border is filled with the image's reflection: black patches would need no prediction. Returns (B, C, H, W)
+    without a further pass, in 3 microseconds per 32 x 32 image. Indexing every pixel on a CPU device took 11.
     """
     batch, height, width, _ = images.shape
     pad = int(np.abs(shift).max(initial=0))
@@ -64,28 +63,28 @@ def shift_and_flip(images: np.ndarray, shift: np.ndarray, flip: np.ndarray) -> n
 
 
 def randaugmented(image: np.ndarray, operations: int, rng: np.random.Generator) -> np.ndarray:
-    """RandAugment (torchvision's, magnitude 9 of 30) of one image (H, W, 3) uint8, drawn by its own generator."""
-    from torchvision.transforms.v2 import RandAugment  # a second to import, and not always needed
+    """Apply torchvision's RandAugment (magnitude 9 of 30) to one image (H, W, 3) uint8, with the sample's generator."""
+    from torchvision.transforms.v2 import RandAugment  # the import takes a second and is not always needed
 
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
         torch.default_generator.manual_seed(int(rng.integers(1 << 62)))
-        return np.array(RandAugment(operations)(Image.fromarray(image)))  # ten times as fast as on small tensors
+        return np.array(RandAugment(operations)(Image.fromarray(image)))  # PIL is ten times as fast as tensors
 
 
 def mixed(
     images: Tensor, labels: Tensor, mixup: float, cutmix: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix (torchvision's; with both, one of them by chance) of normalised images (B, C, H, W) and label
+    """Apply torchvision's Mixup or CutMix (if both are on, one at random) to normalised images (B, C, H, W) and label
     weights (B, classes).
 
-    Sample 2i is mixed with sample 2i + 1, and one draw serves the batch, so that a step's result does not depend on how
-    many processes share it. B must be even.
+    Sample 2i is mixed with sample 2i + 1. The whole batch shares one draw, so the result of a step does not depend on
+    the number of processes. B must be even.
     """
     from torchvision.transforms.v2 import CutMix, MixUp
 
     kinds = [*([MixUp(alpha=mixup)] if mixup else []), *([CutMix(alpha=cutmix)] if cutmix else [])]
     channels, classes = images.shape[1], labels.shape[1]
-    # torchvision mixes an image with its neighbour in a batch: of two, whose channels are those of all the pairs
+    # torchvision mixes neighbours in a batch: give it a batch of two, with all pairs along the channels
     images = rearrange(images, "(pair two) c h w -> two (pair c) h w", two=2)
     labels = rearrange(labels, "(pair two) k -> two (pair k)", two=2)
     with torch.random.fork_rng(devices=[]):
@@ -96,13 +95,13 @@ def mixed(
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 -1..1, as the ViT authors' code does for all data sets (mean and deviation 0.5)."""
+    """uint8 0..255 -> float32 -1..1, as the ViT authors do for all data sets (mean and standard deviation 0.5)."""
     return images / 127.5 - 1
 
 
 @dataclass(frozen=True)
 class View:
-    """How samples are cropped, to `size` (H, W), and otherwise changed (not at all for evaluation)."""
+    """How samples are cropped to `size` (H, W) and augmented. The defaults augment nothing, as evaluation needs."""
 
     size: tuple[int, int]
     crop: Crop = "none"
@@ -112,7 +111,7 @@ class View:
     randaugment: int = 0
 
     def cut(self, image: Any, numbers: Numbers, number: int) -> np.ndarray:
-        """Decode the image of sample `number` into (H, W, 3) uint8. Raises Unreadable."""
+        """Decode and crop the image of sample `number` to (H, W, 3) uint8. Raises Unreadable."""
         height, width = size_as_seen(image)
         aspect = self.size[1] / self.size[0]
         box = centred_box(height, width, aspect)
@@ -126,15 +125,15 @@ class View:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether `cut` leaves something to chance."""
+        """Whether `cut` draws random numbers."""
         return self.crop == "resized" or self.randaugment > 0
 
     def takes_whole(self, images: Any) -> bool:
-        """Whether images need nothing from `cut`: packed ones of the size that is wanted."""
+        """Whether `cut` can be skipped: images are packed at `size`, and nothing is drawn."""
         return not self.is_drawn and getattr(images, "packed_size", None) == self.size
 
     def move(self, images: np.ndarray, numbers: Numbers, kept: Sequence[int]) -> np.ndarray:
-        """Shift and flip the images (B, H, W, 3) of the samples `kept` -> (B, 3, H, W)."""
+        """Shift and flip the images of the samples `kept`: (B, H, W, 3) uint8 -> (B, 3, H, W)."""
         pad = self.pad if self.crop == "pad" else 0
         if not pad and not self.flip:
             return np.ascontiguousarray(rearrange(images, "b h w c -> b c h w"))

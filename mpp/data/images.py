@@ -1,4 +1,4 @@
-"""Sets of images, read by index: one function opens them all."""
+"""Sets of images that are read by index. `load_images` opens all kinds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Images(Protocol):
-    """A set of images that are read by index."""
+    """A set of images that is read by index."""
 
     @property
     def label_names(self) -> list[str] | None: ...
@@ -28,7 +28,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> Sequence[Image.Image | Unreadable]:
-        """Open images, in order; one that is no image is given as `Unreadable` in its place."""
+        """Open images, in order. `Unreadable` takes the place of a file that is not an image."""
         ...
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
@@ -51,11 +51,11 @@ def load_images(
     """Open one split of a set of images.
 
     Args:
-        path: `shapes` (built in), a folder of images (with or without a folder a class), a folder or file of parquet,
-            or a hub id. (Folders of WebDataset .tar shards are streamed, see `mpp.streams`.)
+        path: `shapes` (built in), a folder of images (with or without class folders), a folder or file of parquet, a
+            packed file, or a hub id. (Folders of WebDataset .tar shards are streamed, see `mpp.data.streams`.)
         split: "train", "validation", "test", as the set calls them.
-        size: (height, width) in pixels of the scenes of `shapes`; other images keep their own.
-        image_column, label_column: needed only where several could be meant. For `shapes` the label column is one of
+        size: (height, width) in pixels of the scenes of `shapes`; other images keep their size.
+        image_column, label_column: needed only if several columns fit. For `shapes` the label column is one of
             shape (default), colour, count, place.
 
     Raises UserError with the way out if there is no such set, split or column.
@@ -70,7 +70,7 @@ def load_images(
         return Shapes(split, size, label_column or "shape")
     if is_packed(path):
         if image_column or label_column:
-            raise UserError(f"{path} is packed, with the image and label that it was packed with: name columns there")
+            raise UserError(f"{path} is packed and has no other columns: name columns when packing (tools/pack.py)")
         return PackedImages(path, split)
     return TableImages(_load_table(path, split), path, split, image_column, label_column)
 
@@ -93,7 +93,7 @@ class Subset:
 
     @property
     def packed_size(self) -> tuple[int, int] | None:
-        """(H, W) of all images, where they are packed and have one."""
+        """(H, W) of all images; None if they are not packed or sizes differ."""
         return getattr(self.images, "packed_size", None)
 
     def arrays(self, indices: Sequence[int]) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""From a set of images to batches of uint8 tensors: order, decoding, and the draws that belong to each sample.
+"""Turn a set of images into batches of uint8 tensors: order, decoding, and the random draws of each sample.
 
-A batch is a dict of tensors over its samples; `draws` of a job (its corruption) are made here too, beside the decoding
-and off the device's path. What a sample gets depends on (seed, step, place in the global batch) alone, so the batches
-are the same on any number of processes, workers and accumulation steps, and from any step on.
+A batch is a dict of tensors over its samples. The `draws` of a job (its corruption) are made here too, by the workers,
+so that the device does not wait for them. They depend only on (seed, step, place in the global batch): batches are the
+same on any number of processes, workers and accumulation steps, and after a resume from any step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Draws = Callable[[Numbers], dict[str, torch.Tensor]]
 _MAX_SKIPS_IN_A_ROW = 1000
 
 
-_OPEN_AT_ONCE = 32  # images: more run into the limit on open files, and hold as many decoded
+_OPEN_AT_ONCE = 32  # images: more reach the limit on open files, and all stay in memory decoded
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Samples:
-    """What to read: the images `indices` (B,) of a set, for `places` of the global batch of `step`."""
+    """The images to read: `indices` (B,) of a set, for `places` of the global batch of `step`."""
 
     indices: np.ndarray
     step: int
@@ -77,11 +77,11 @@ def read_batch(
 ) -> Batch:
     """Read samples into a batch.
 
-    The unreadable are named in batch["unreadable"]. In their place the image of index `stand_in(index)` is read, and so
-    on; with no `stand_in` they are left out.
+    batch["unreadable"] names unreadable images. The image of index `stand_in(index)` replaces each, and so on until one
+    is readable. Without `stand_in`, they are left out.
     """
     numbers = Numbers(seed, purpose, samples.step, samples.places)
-    indices, kept = samples.indices, list(range(len(samples)))  # of the set; among the samples
+    indices, kept = samples.indices, list(range(len(samples)))  # in the set; in `samples`
     unreadable: dict[str, str] = {}
     if view.takes_whole(images):
         arrays = cast(Any, images).arrays(indices)
@@ -99,7 +99,7 @@ def read_batch(
 def _cut(
     images: Images, samples: Samples, view: View, numbers: Numbers, stand_in: Callable[[int], int] | None
 ) -> tuple[list[np.ndarray], np.ndarray, list[int], dict[str, str]]:
-    """Read and cut samples one by one: pixels and indices of the readable, which they are, and why others are not."""
+    """Read and crop samples one by one: pixels, indices and numbers of the readable, and where -> why of the others."""
     wanted = samples.indices.tolist()
     chunks = (wanted[i : i + _OPEN_AT_ONCE] for i in range(0, len(wanted), _OPEN_AT_ONCE))
     opened = (image for chunk in chunks for image in images.read(chunk))
@@ -126,8 +126,8 @@ def _cut(
 
 
 class SampleReader(Dataset):
-    """Turns `Samples` of one set into batches, in the worker processes; with `replace`, the next readable image
-    stands in for an unreadable one."""
+    """Turns `Samples` of one set into batches, in the worker processes. With `replace`, the next readable image
+    replaces an unreadable one."""
 
     def __init__(
         self, images: Images, view: View, draws: Draws, seed: int, purpose: Purpose, labels: bool, replace: bool
@@ -150,7 +150,7 @@ class SampleReader(Dataset):
 
 
 class TrainOrder:
-    """Micro-batches of samples for one process, from `start` on: epochs of a fresh permutation each, end to end."""
+    """Micro-batches of samples for one process, from step `start` on. Each epoch is a new permutation, without gaps."""
 
     def __init__(self, num_images: int, seed: int, share: Share, start: int, steps: int) -> None:
         self.num_images, self.seed, self.share = num_images, seed, share
@@ -165,7 +165,7 @@ class TrainOrder:
             for micro in range(self.share.accumulate):
                 places = self.share.places(micro)
                 epochs, positions = np.divmod(step * self.share.batch_size + np.asarray(places), self.num_images)
-                present = range(int(epochs[0]), int(epochs[-1]) + 1)  # a batch may end an epoch and begin the next
+                present = range(int(epochs[0]), int(epochs[-1]) + 1)  # a batch may span epochs
                 orders = {epoch: self._order(epoch) if epoch not in orders else orders[epoch] for epoch in present}
                 parts = [orders[epoch][positions[epochs == epoch]] for epoch in present]
                 yield Samples(np.concatenate(parts), step, places)
@@ -187,7 +187,7 @@ def train_loader(
     labels: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of training, one for each micro-batch of this process from step `start` to `steps`."""
+    """Training batches: one for each micro-batch of this process, from step `start` to `steps`."""
     return DataLoader(
         SampleReader(images, view, draws, seed, Purpose.TRAIN, labels, replace=True),
         batch_sampler=cast(Any, TrainOrder(len(images), seed, share, start, steps)),
@@ -210,8 +210,8 @@ def eval_loader(
     labels: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Every image once, in batches dealt out to the processes in turn. Draws do not depend on a run's seed, so that all
-    runs are measured on the same task; batches do not depend on the number of processes, so that results do not."""
+    """Read every image once, in batches that go to the processes in turn. Draws do not depend on a run's seed, so all
+    runs are measured on the same task. Batches, and so results, do not depend on the number of processes."""
     starts = range(0, len(images), batch_size)
     places = [range(start, min(start + batch_size, len(images))) for start in starts]
     batches: list[Any] = [Samples(np.asarray(part), 0, part) for part in places]
@@ -226,23 +226,23 @@ def eval_loader(
 
 
 def no_draws(numbers: Numbers) -> dict[str, torch.Tensor]:
-    """The draws of a job that needs none beside the view's."""
+    """The draws of a job that needs only those of the view."""
     return {}
 
 
 def as_it_is(batch: Any) -> Any:
-    """A batch is collated where it is read."""
+    """Return a batch as it is: reading it has collated it."""
     return batch
 
 
 def leave_signals(worker: int) -> None:
-    """Have a worker process leave the signals to stop, which reach the whole group, to the process that trains."""
+    """Ignore stop signals in a worker process: they reach the whole group, and the training process handles them."""
     for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
 
 
 def share_of(train: Train, accelerator: Accelerator) -> Share:
-    """What this process computes of every batch; raises UserError if a batch does not divide."""
+    """The part of every batch that this process computes. Raises UserError if a batch does not divide."""
     parts = accelerator.num_processes * train.accumulate
     if train.batch_size % parts:
         raise UserError(

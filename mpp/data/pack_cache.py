@@ -1,4 +1,4 @@
-"""Sets of small images are packed by themselves: decoded once into this user's cache, and read from there since."""
+"""Pack sets of small images automatically: decode them once into this user's cache, then read them from there."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from mpp.data.sources.packed import PackedImages
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError
 
-_MOST_BYTES = 4 << 30  # of a packed split
+_MOST_BYTES = 4 << 30  # largest packed split
 
 
-_LOOKED_AT = 64  # images that tell whether all may have the model's size
+_LOOKED_AT = 64  # images whose size is checked before a split is packed
 
 
 def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
-    """A split whose pixels come from a packed file in the cache, where that changes nothing but the speed.
+    """Return the split with its pixels in a packed file in the cache, if that changes nothing but the speed.
 
-    So it is where all its images can be read and have `size` (H, W), the model's, so that none is scaled; where
-    training looks at `seen` images, no fewer than the split has, so that packing costs no more than it saves; and where
-    it takes up to 4 GiB, and half of the disk's free space. The file is named after the source's fingerprint: a changed
-    set is packed anew. Labels and names stay the source's.
+    A split is packed if all its images can be read and have the model's `size` (H, W), so that none is scaled; if
+    training reads `seen` images, at least as many as the split has, so that packing costs no more than it saves; and if
+    the file takes at most 4 GiB and half of the free disk space. The source's fingerprint is in the file's name, so a
+    changed set is packed again. Labels and names come from the source.
     """
     if not (isinstance(images, TableImages) and 0 < len(images) <= seen and _all_of(size, images)):
         return images
     if (folder := cache_folder()) is None:
-        print("small images are not packed: this user has no home folder; MPP_CACHE names one for them")
+        print("small images are not packed: this user has no home folder; set MPP_CACHE to a folder for them")
         return images
     path = folder / f"{images.split}-{fingerprint({images.split: images})[:32]}.mpp"
-    why_not = path.with_suffix(".not-packed")  # why not, so that it is not tried again
-    if path.exists():  # as a whole, since it is written beside; the folder may be read-only
+    why_not = path.with_suffix(".not-packed")  # holds the reason, so that packing is not tried again
+    if path.exists():  # complete, because it was renamed into place; the folder may be read-only
         return PackedPixels(images, PackedImages(str(path), images.split))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # of several processes and machines, one packs
+        with FileLock(f"{path}.lock"):  # only one of several processes and machines packs
             if why_not.exists():
                 return images
             if not path.exists():
@@ -54,7 +54,7 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
                 print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
                 try:
                     pack({images.split: images}, path, path.stem, labels=False, only_size=size)
-                except UserError as error:  # no harm: who reads the files will tell, if this image is ever wanted
+                except UserError as error:  # harmless: reading the set reports this image if it is ever needed
                     forget(path)
                     why_not.write_text(str(error))
                     print(f"not packed: {error}")
@@ -62,7 +62,7 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
     except (OSError, NotImplementedError) as error:  # a full disk; a file system without locks
         with suppress(OSError):
             forget(path)
-        print(f"not packed into {folder} ({error}); MPP_CACHE names another folder, --data.no-cache does without")
+        print(f"not packed into {folder} ({error}); set MPP_CACHE to another folder, or give --data.no-cache")
         return images
     return PackedPixels(images, PackedImages(str(path), images.split))
 
@@ -72,7 +72,7 @@ def _has_room(folder: Path, needs: int) -> bool:
 
 
 def cache_folder() -> Path | None:
-    """$MPP_CACHE, or mpp in the user's folder for caches; None for a user without a home."""
+    """$MPP_CACHE, or mpp in the user's cache folder; None for a user without a home folder."""
     with suppress(RuntimeError):
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return Path(os.environ.get("MPP_CACHE") or Path(cache, "mpp")).expanduser()
@@ -80,14 +80,14 @@ def cache_folder() -> Path | None:
 
 
 def _all_of(size: tuple[int, int], images: Images) -> bool:
-    """Whether some images, chosen by chance, all have `size` (H, W); only their headers are read."""
+    """Whether all images of a random sample have `size` (H, W). Reads only their headers."""
     rng = generator(0, Purpose.SPLIT, 4)
     some = images.read(np.sort(rng.permutation(len(images))[:_LOOKED_AT]).tolist())
     return all(isinstance(image, Unreadable) or size_as_seen(image) == size for image in some)
 
 
 class PackedPixels:
-    """A set whose pixels are read from a packed file, and all else from the set itself."""
+    """A set with its pixels in a packed file. Everything else comes from the set itself."""
 
     def __init__(self, images: Images, packed: PackedImages) -> None:
         self.images, self.packed = images, packed

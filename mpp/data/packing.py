@@ -1,4 +1,4 @@
-"""Packing a set: every image decoded once into the file that `mpp.packed` reads; see there for its layout."""
+"""Pack a set: decode every image once into one file. `mpp.data.sources.packed` reads it and describes its layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mpp.errors import UserError
 _AT_ONCE = 256  # images read and written together
 
 
-_NOTE_EVERY = 8192  # images between notes of how far it is
+_NOTE_EVERY = 8192  # images between two records of the progress
 
 
 def pack(
@@ -35,19 +35,19 @@ def pack(
     only_size: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
-    """Pack splits of a set into `out`; goes on where an interrupted packing of the same source left off.
+    """Pack splits of a set into `out`. Continues an interrupted packing of the same source.
 
     Args:
-        short_side: shrink larger images to this short side (antialiased, on the way from the file); None keeps them.
-        source: what the set was, to tell a changed one by.
-        labels: whether to pack these, too, where the set has them.
+        short_side: shrink larger images to this short side in pixels (antialiased); None keeps their size.
+        source: identifies the set, so that a changed set is detected.
+        labels: whether to pack the labels too, if the set has any.
         only_size: refuse images of any other (H, W).
 
-    Returns what could not be read: where, why. Raises UserError for that unless `skip_unreadable`.
+    Returns the unreadable images: where -> why. Raises UserError for the first one unless `skip_unreadable`.
     """
     if labels:
         for images in splits.values():
-            _ = images.label_names  # several columns that could be meant are told now, not after all is decoded
+            _ = images.label_names  # an ambiguous label column raises now, not after all images are decoded
     draft, notes = _drafts(out)
     state = _resume(draft, notes, source, short_side)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def pack(
                             continue
                         if only_size and array.shape[:2] != only_size:
                             raise UserError(
-                                f"image {images.where(index)} is {array.shape[1]} x {array.shape[0]}, where others are "
+                                f"image {images.where(index)} is {array.shape[1]} x {array.shape[0]}, but others are "
                                 f"{only_size[1]} x {only_size[0]}"
                             )
                         file.write(array.tobytes())
@@ -100,24 +100,24 @@ def pack(
 
 
 def forget(out: Path) -> None:
-    """Remove what an interrupted packing left."""
+    """Remove the files of an interrupted packing."""
     for file in _drafts(out):
         file.unlink(missing_ok=True)
 
 
 def _drafts(out: Path) -> tuple[Path, Path]:
-    """An unfinished file, and the notes of how far it is."""
+    """The paths of the unfinished file and of its record of the progress."""
     return out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
 
 
 def verify(path: str) -> None:
-    """Compare a packed file's content with its checksum; raises UserError if it is not what was written."""
+    """Compare a packed file's content with its checksum. Raises UserError if they differ."""
     header = read_header(path)
     with Path(path).expanduser().open("rb") as file:
         file.seek(-16, os.SEEK_END)
         at, _ = struct.unpack("<Q8s", file.read(16))
         if _sha256_of(file, at, progress=True) != header["sha256"]:
-            raise UserError(f"{path} is damaged: its content does not have the checksum it was written with")
+            raise UserError(f"{path} is damaged: its content does not match its checksum; pack it again")
 
 
 def _decoded(image: Image.Image | Unreadable, short_side: int | None) -> np.ndarray:
@@ -143,13 +143,13 @@ def _resume(draft: Path, notes: Path, source: str, short_side: int | None) -> di
     state = json.loads(notes.read_text())
     if (state["source"], state["short_side"]) != (source, short_side):
         raise UserError(
-            f"{draft} is of another set, of one that has changed since, or another size; remove it to begin anew"
+            f"{draft} belongs to another set, to this set before a change, or to another size; remove it to start again"
         )
     return state
 
 
 def _note(file: Any, notes: Path, state: dict[str, Any]) -> None:
-    """Have what is written so far on the disk, and then the note that it is."""
+    """Flush the pixels to the disk first, then write the record of the progress."""
     file.flush()
     os.fsync(file.fileno())
     state["bytes"] = file.tell()
@@ -161,7 +161,7 @@ def _note(file: Any, notes: Path, state: dict[str, Any]) -> None:
 def _write_tables(
     file: Any, splits: dict[str, Images], state: dict[str, Any], source: str, labels: bool
 ) -> dict[str, Any]:
-    """Places, sizes and labels of all splits, behind the pixels; returns the header."""
+    """Write offsets, sizes and labels of all splits after the pixels. Returns the header."""
     parts: dict[str, Any] = {}
     at = len(MAGIC)
     names = None
@@ -208,6 +208,6 @@ def _sha256_of(file: Any, size: int, progress: bool) -> str:
 
 
 def fingerprint(splits: dict[str, Images]) -> str:
-    """What a set is, to tell a changed one by."""
+    """A hash that identifies a set and differs once the set has changed."""
     parts = {name: getattr(images, "fingerprint", f"{images.where(0)}") for name, images in splits.items()}
     return hashlib.sha256(json.dumps({n: [p, len(splits[n])] for n, p in parts.items()}).encode()).hexdigest()

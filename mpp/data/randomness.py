@@ -1,4 +1,4 @@
-"""Random numbers as functions of (seed, purpose, step, place): alike on any number of processes and workers."""
+"""Random numbers as functions of (seed, purpose, step, place): the same on any number of processes and workers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Use(IntEnum):
     CUT = 1  # the box of crop "resized", RandAugment
     MOVE = 2  # shift and flip
     PATCHES = 3  # which patches are corrupted
-    FATES = 4  # what becomes of them
+    FATES = 4  # how each of these patches is corrupted
 
 
 @dataclass(frozen=True)
 class Numbers:
     """The random numbers of the samples at `places` of the global batch of `step`.
 
-    Each sample has its own, whatever batch it is read in: Philox is counter-based, so that the numbers of a process's
-    share are made at once, from its first place on, with no loop over samples and no state to keep or save.
+    A sample's numbers do not depend on the batch it is read in. Philox is counter-based: one call makes all numbers of
+    a process's share, starting at its first place, without a loop over samples and without state to save.
     """
 
     seed: int
@@ -42,17 +42,17 @@ class Numbers:
     places: range
 
     def uniform(self, use: Use, count: int) -> np.ndarray:
-        """Numbers in 0..1, `count` a sample: (B, count) float64."""
-        blocks = -(-count // 4)  # Philox makes four numbers from a count
+        """Numbers in 0..1, `count` per sample: (B, count) float64."""
+        blocks = -(-count // 4)  # Philox makes four numbers per counter value
         bits = np.random.Philox(key=[self.seed, self.purpose], counter=[self.places.start * blocks, 0, self.step, use])
         return np.random.Generator(bits).random((len(self.places), 4 * blocks))[:, :count]
 
     def generator(self, use: Use, number: int) -> np.random.Generator:
-        """A generator for the sample `number` of these, where nobody knows how many numbers it takes."""
+        """A generator for sample `number` of these, which may draw any count of numbers."""
         counter = [0, 1 + self.places[number], self.step, use]
         return np.random.Generator(np.random.Philox(key=[self.seed, self.purpose], counter=counter))
 
 
 def generator(seed: int, purpose: Purpose, step: int = 0, place: int = 0) -> np.random.Generator:
-    """A generator of its own for whatever is numbered by `step` and `place`: an epoch, a scene, a draw of labels."""
+    """An independent generator for each (`step`, `place`), which can number epochs, scenes or draws of labels."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, place, step, 0]))

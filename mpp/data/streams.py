@@ -1,9 +1,9 @@
-"""WebDataset shards, read from front to back: for sets too large to be read by index.
+"""Read WebDataset shards sequentially, for sets too large to be read by index.
 
-The shards are dealt out to lanes, and each lane fills its own, fixed part of every global batch. Which samples meet in
-a batch therefore depends on the seed, the shards and the batch size alone, while a process opens only the lanes that
-fill its share. A lane's shards come in a fresh order every epoch and pass a shuffle buffer; its place is two numbers
-(epoch, samples read), which a checkpoint keeps.
+The shards are divided among lanes, and each lane fills a fixed part of every global batch. So the samples of a batch
+depend only on the seed, the shards and the batch size, and a process opens only the lanes of its share. In every epoch,
+a lane reads its shards in a new order, through a shuffle buffer. Its position is two numbers (epoch, samples read),
+which a checkpoint stores.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from datasets import IterableDataset as Shards
 
 
-_MAX_LANES = 64  # files a process holds open, at most
+_MAX_LANES = 64  # most files that a process holds open
 
 
-_BUFFER = 8192  # samples, still encoded, that a process with all lanes shuffles among
+_BUFFER = 8192  # encoded samples in the shuffle buffers of all lanes together
 
 
-NO_LABELS = "WebDataset shards are read without labels; --data.path takes parquet or folders with labels"
+NO_LABELS = "WebDataset shards are read without labels; give --data.path parquet or folders with labels"
 
 
-Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples of it that were read)
+Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples read in it)
 
 
 class Stream:
@@ -48,7 +48,7 @@ class Stream:
 
     @classmethod
     def open(cls, path: str, split: str, image_column: str | None = None) -> Stream:
-        """All shards of a split."""
+        """Open all shards of a split. Raises UserError if the set cannot be read."""
         import datasets
 
         name, options = source_of(path)
@@ -63,27 +63,27 @@ class Stream:
         return Stream(self.shards, self.path, [self.indices[i] for i in indices], self.image_column)
 
     def samples(self, number: int) -> Iterator[tuple[str, dict]]:
-        """Where each sample of shard `number` is, and its encoded image."""
+        """Yield the place and the encoded image of each sample of shard `number`."""
         shard = self.shards.shard(num_shards=self.shards.num_shards, index=self.indices[number])
         with naming_the_source(self.path):
-            # .iter(), because plain iteration deals rows out to DataLoader workers, which `StreamReader` does itself
+            # .iter(): plain iteration divides rows among DataLoader workers, which `StreamReader` does itself
             for rows in shard.iter(batch_size=16):
                 urls, keys = rows["__url__"], rows["__key__"]
                 yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
 
 
 def held_out(stream: Stream, count: int | None) -> Row:
-    """The first samples of a stream, kept in memory still encoded, to be read by index for evaluation."""
+    """The first `count` samples of a stream, kept in memory encoded, to be read by index for evaluation."""
     every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
     samples = dict(enumerate(islice(every, count)))
     return Row(samples, len(samples))
 
 
 class StreamReader(IterableDataset):
-    """This process's micro-batches of a stream, from step `start` on, with its lanes going on at `positions`.
+    """This process's micro-batches of a stream, from step `start` on; its lanes continue at `positions`.
 
-    Each worker process reads all samples of the lanes, and decodes those of its own micro-batches: reading costs once a
-    worker, so a few do. Going on in an epoch reads, undecoded, what it had before.
+    Each worker process reads all samples of the lanes and decodes only those of its own micro-batches. Every worker
+    repeats the reading, so use few. To resume within an epoch, a lane reads its earlier samples again, undecoded.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class StreamReader(IterableDataset):
                     batch = read_batch(
                         row, samples, self.view, self.draws, self.seed, Purpose.TRAIN, stand_in=row.next_of_lane
                     )
-                    batch["where"] = [row.where(place) for place in batch["index"].tolist()]  # known only here
+                    batch["where"] = [row.where(place) for place in batch["index"].tolist()]  # only known here
                     yield batch | {"positions": {n: lane.position for n, lane in lanes.items()}}
                 number += 1
 
 
 class Row:
-    """The samples of one global batch that a process has read, by their places, as a set of images."""
+    """A set of images: the samples of one global batch that a process has read, by place."""
 
     label_names = None
 
@@ -146,12 +146,12 @@ class Row:
         return printable(self.samples[int(index)][0])
 
     def next_of_lane(self, place: int) -> int:
-        """Who stands in for an unreadable sample: the next of its lane, which every process that needs it has read."""
+        """The place that replaces an unreadable one: the next of its lane, which every process concerned has read."""
         return place // self.width * self.width + (place + 1) % self.width
 
 
 class Lane:
-    """An endless iterator over one lane's samples, from a position on."""
+    """An endless iterator over one lane's samples, starting at a position."""
 
     def __init__(self, stream: Stream, seed: int, lane: int, lanes: int, position: tuple[int, int]) -> None:
         self.stream, self.seed, self.lane = stream, seed, lane
@@ -190,15 +190,15 @@ class Lane:
 
 
 def _swap_to_end(buffer: list, rng: np.random.Generator) -> int:
-    """Move a random element to the end, where popping costs nothing; returns -1, its place."""
+    """Move a random element to the end, where popping is cheap. Returns its index, -1."""
     i = int(rng.integers(len(buffer)))
     buffer[i], buffer[-1] = buffer[-1], buffer[i]
     return -1
 
 
 def lane_count(batch_size: int, shards: int) -> int:
-    """The largest number of lanes that divides a batch, with a shard and 8 samples of a batch each, at most 64: so that
-    an unreadable sample has neighbours to stand in for it, and not too many files are open."""
+    """The largest number of lanes, at most 64, that divides a batch and gives each lane a shard and 8 samples a batch.
+    So an unreadable sample has neighbours that can replace it, and few files are open."""
     most = min(shards, _MAX_LANES)
     return max(n for n in range(1, most + 1) if n == 1 or (batch_size % n == 0 and batch_size // n >= 8))
 
@@ -216,7 +216,7 @@ def stream_loader(
     positions: Positions,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of training from a stream; see `mpp.loader.train_loader`."""
+    """Training batches from a stream; see `mpp.data.loader.train_loader`."""
     return DataLoader(
         StreamReader(stream, view, draws, seed, share, start, steps, positions),
         batch_size=None,

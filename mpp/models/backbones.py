@@ -1,4 +1,4 @@
-"""Where a backbone comes from: fresh, a run, an exported folder, or the hub."""
+"""Get a backbone: fresh, from a run, from an exported folder, or from the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpp.models.vit import ViT
 
 
 def build_vit(model: Model) -> ViT:
-    """A fresh encoder from the options of a run. Raises UserError if they do not go together."""
+    """A fresh encoder from the options of a run. Raises UserError if the options conflict."""
     try:
         return ViT(
             model.variant,
@@ -32,13 +32,13 @@ def build_vit(model: Model) -> ViT:
             drop_path=model.drop_path,
         )
     except ValueError as error:
-        raise UserError(f"the --model options do not go together: {error}") from error
+        raise UserError(f"the --model options conflict: {error}") from error
 
 
 def downstream_vit(init: str, model: PooledModel) -> ViT:
     """The encoder that --init names, at --model.img-size, with --model.dropout and --model.drop-path.
 
-    Raises UserError if --init has weights and an option asks for another shape than theirs.
+    Raises UserError if --init has weights and an option sets a shape.
     """
     if init == "scratch":
         return build_vit(dataclasses.replace(model, img_size=model.img_size or 32))
@@ -47,35 +47,35 @@ def downstream_vit(init: str, model: PooledModel) -> ViT:
 
 
 def fitted(vit: ViT, img_size: int | tuple[int, int] | None) -> ViT:
-    """An encoder at --model.img-size, if that is given. Raises UserError if it does not divide into its patches."""
+    """Resize an encoder to --model.img-size, if given. Raises UserError if its patches do not divide this size."""
     refuse_cut_patches(img_size, vit.patch_size)
     return vit if img_size is None else vit.resize(height_width(img_size))
 
 
 def refuse_shape_options(init: str, model: PooledModel) -> None:
-    """Raise UserError if an option asks for another shape than the weights that --init names have."""
+    """Raise UserError if an option sets a shape: the weights that --init names fix it."""
     mine = ("img_size", "pool", "dropout", "drop_path")
     for option in (option for option in dataclasses.fields(Model) if option.name not in mine):
         if getattr(model, option.name) != option.default:
             name = option.name.replace("_", "-")
-            raise UserError(f"--model.{name} is only for --init scratch: {init} has a shape of its own; leave it out")
+            raise UserError(f"--model.{name} is only for --init scratch: {init} fixes the shape; leave it out")
 
 
 def digest_of(init: str) -> str | None:
-    """SHA-256 of the weights that --init names, to tell whether they have changed; None of scratch and the hub's."""
+    """SHA-256 of the weights that --init names, to detect a change. None for scratch and for weights on the hub."""
     weights = Path(exported(init, "backbone"), "model.safetensors") if init != "scratch" else Path()
     return _digest(weights, weights.stat().st_mtime_ns) if weights.is_file() else None
 
 
 @cache
 def _digest(weights: Path, written: int) -> str:
-    return sha256_of(weights)  # once for each time that they were written: a comparison asks again and again
+    return sha256_of(weights)  # cached per time of writing: a comparison asks repeatedly
 
 
 def load_backbone(init: str, **options: Any) -> ViT:
     """A trained encoder from a run's folder, an exported backbone's folder or a hub id.
 
-    `options` (dropout, drop_path) take the place of those it was trained with. Raises UserError if there is none.
+    `options` (dropout, drop_path) override those of its training. Raises UserError if no backbone can be loaded.
     """
     folder = exported(init, "backbone")
     try:
@@ -85,13 +85,13 @@ def load_backbone(init: str, **options: Any) -> ViT:
 
 
 def exported(init: str, kind: str) -> str:
-    """The folder of a run's `kind`, or `init` itself if it is one, or a hub id."""
+    """The folder `kind` in the run `init`, or `init` itself if it is an export or a hub id. Else raises UserError."""
     folder = Path(init)
     if (folder / kind).is_dir():
         return str(folder / kind)
     if folder.is_dir() and not (folder / "config.json").is_file():
         unfinished = (
-            " (the run has not finished: go on with it by --resume)" if (folder / "checkpoints").is_dir() else ""
+            " (the run has not finished; continue it with --resume)" if (folder / "checkpoints").is_dir() else ""
         )
         raise UserError(f"--init {init} has neither {kind}/ nor config.json{unfinished}")
     if not folder.is_dir() and (init.startswith((".", "/", "~")) or init.count("/") > 1):

@@ -1,4 +1,4 @@
-"""Position embeddings: relative ones, sines and cosines to start from, and interpolation to other sizes."""
+"""Position embeddings: relative positions, sine-cosine initial values, and interpolation to other sizes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class RelativePositions(nn.Module):
-    """Attention logits from relative places: the query's product with a learnt vector for each offset.
+    """Attention logits from relative positions: the query's product with a learnt vector for each offset.
 
     As in appendix D.4 of the ViT paper, but with the offset in rows and columns rather than in raster order, so that
-    it can be interpolated to other image sizes; pairs with [class] have three vectors of their own.
+    it can be interpolated to other image sizes. Pairs with [class] have three vectors of their own.
     """
 
     index: Tensor

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: safetensors alone, and only if they are of the shapes that their configuration asks for."""
+"""Load weights from elsewhere: only safetensors, and only with the shapes that their configuration asks for."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import nn
 
 
 class Pretrained(PyTorchModelHubMixin):
-    """`from_pretrained` of a folder or a hub id, as huggingface_hub's mixin has it, but for two things: a pickle
-    (pytorch_model.bin) is never looked at, and memory is taken only for weights that are there."""
+    """`from_pretrained` of a folder or a hub id, as in huggingface_hub's mixin, with two differences: it never reads a
+    pickle (pytorch_model.bin), and it allocates memory only for weights that exist."""
 
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
-    ) -> Any:  # the place that the mixin leaves to its subclasses
+    ) -> Any:  # the mixin's hook for subclasses
         download = {
             name: options.pop(name)
             for name in ("revision", "cache_dir", "force_download", "local_files_only", "token")
             if name in options
         }
-        for name in ("proxies", "resume_download"):  # of huggingface_hub before 1.0
+        for name in ("proxies", "resume_download"):  # from huggingface_hub before 1.0
             options.pop(name, None)
         file = Path(model_id, SAFETENSORS_SINGLE_FILE)
         try:
@@ -42,9 +42,9 @@ class Pretrained(PyTorchModelHubMixin):
 
 
 def refuse_other_shapes(file: Path, build: Callable[[], nn.Module]) -> None:
-    """Raise ValueError, naming the first tensor, unless a safetensors file has those that `build` makes.
+    """Raise ValueError, which names the first mismatch, unless a safetensors file has the tensors of `build()`.
 
-    Only the file's header is read, and the model is built without memory, so that absurd sizes cost nothing.
+    Reads only the file's header and builds the model without memory, so absurd sizes cost nothing.
     """
     with torch.device("meta"):
         asked = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}

@@ -1,7 +1,7 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929), its sizes and its position embeddings.
 
-Parameters are called as timm's, so that weights move in either direction; only `patch_embed` is a linear layer here and
-a convolution (`patch_embed.proj`) there.
+Parameters have timm's names, so weights can move in either direction. Only `patch_embed` differs: it is a linear layer
+here and a convolution (`patch_embed.proj`) in timm.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PosEmbed = Literal["1d", "2d", "relative", "none"]
 PosInit = Literal["normal", "sincos"]
 
 
-_MAX_DEPTH = 1000  # blocks: a configuration from elsewhere is not to keep us building for ever
+_MAX_DEPTH = 1000  # blocks: limits the building time for a configuration from elsewhere
 
 
-_MANY_ON_A_CPU = 1 << 24  # attention logits: 64 MiB, beyond which keeping them no longer pays
+_MANY_ON_A_CPU = 1 << 24  # attention logits (64 MiB): storing more no longer pays
 
 
 VARIANTS: dict[str, dict[str, int]] = {
@@ -56,18 +56,18 @@ class ViT(
         img_size: side of a square image, or (height, width), in pixels; a multiple of `patch_size`.
         patch_size: side of a patch in pixels.
         in_chans: channels of an image.
-        pos_embed: "1d" (the paper's default: one learnt vector a place), "2d" (a row half and a column half),
-            "relative" (in every attention, the query meets a learnt vector for each offset) or "none".
-        pos_init: what learnt absolute position embeddings ("1d", "2d") start as: "normal" (the paper's code: noise of
-            deviation 0.02) or "sincos" (2-D sines and cosines, learnt from there on), with which masked patches find
-            their neighbours from the first step.
-        dropout: probability, in 0..1, after the position embeddings and after every linear layer of a block but qkv.
+        pos_embed: "1d" (the paper's default: one learnt vector per place), "2d" (a row half and a column half),
+            "relative" (every attention adds the query's product with a learnt vector per offset) or "none".
+        pos_init: initial values of absolute position embeddings ("1d", "2d"), which are learnt: "normal" (the paper's
+            code: noise of standard deviation 0.02) or "sincos" (2-D sines and cosines, with which masked patches find
+            their neighbours from the first step).
+        dropout: probability, in 0..1, after the position embeddings and every linear layer of a block except qkv.
         drop_path: probability, in 0..1, of skipping the last block's branches for a sample; rises linearly with depth.
 
-    Raises ValueError where sizes do not fit each other.
+    Raises ValueError if sizes do not fit each other or a name is unknown.
     """
 
-    _hub_mixin_config: dict[str, Any]  # the arguments of __init__, kept by the mixin
+    _hub_mixin_config: dict[str, Any]  # the arguments of __init__, stored by the mixin
 
     def __init__(
         self,
@@ -87,9 +87,9 @@ class ViT(
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
-            raise ValueError(f"there is no ViT variant {variant!r}; there are: {', '.join(VARIANTS)}")
+            raise ValueError(f"there is no ViT variant {variant!r}; choose one of: {', '.join(VARIANTS)}")
         if pos_embed not in get_args(PosEmbed):
-            raise ValueError(f"there is no pos_embed {pos_embed!r}; there are: {', '.join(get_args(PosEmbed))}")
+            raise ValueError(f"there is no pos_embed {pos_embed!r}; choose one of: {', '.join(get_args(PosEmbed))}")
         self.embed_dim = VARIANTS[variant]["embed_dim"] if embed_dim is None else embed_dim
         self.depth = VARIANTS[variant]["depth"] if depth is None else depth
         self.num_heads = VARIANTS[variant]["num_heads"] if num_heads is None else num_heads
@@ -97,10 +97,10 @@ class ViT(
             raise ValueError(f"depth {self.depth} must be from 1 to {_MAX_DEPTH}")
         if self.embed_dim % self.num_heads or (pos_embed == "2d" and self.embed_dim % 2):
             raise ValueError(
-                f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads (2d: and 2 halves)"
+                f"embed_dim {self.embed_dim} must divide into {self.num_heads} heads (2d: and into 2 halves)"
             )
         if pos_init not in get_args(PosInit):
-            raise ValueError(f"there is no pos_init {pos_init!r}; there are: {', '.join(get_args(PosInit))}")
+            raise ValueError(f"there is no pos_init {pos_init!r}; choose one of: {', '.join(get_args(PosInit))}")
         if pos_init == "sincos" and pos_embed in ("1d", "2d") and self.embed_dim % 4:
             raise ValueError(f"pos_init sincos needs an embed_dim that is a multiple of 4, not {self.embed_dim}")
         self.pos_init = pos_init
@@ -132,7 +132,7 @@ class ViT(
             for i in range(self.depth)
         )
         self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
-        self.activation_checkpointing = False  # whether training computes the blocks' activations again on the way back
+        self.activation_checkpointing = False  # whether the backward pass recomputes activations
         self.initialise()
 
     @property
@@ -148,7 +148,7 @@ class ViT(
         """Cut images into patches and project them: (B, C, H, W) -> (B, N, D), before positions."""
         if tuple(images.shape[-2:]) != self.img_size:
             raise ValueError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} came to a ViT for {self.img_size[0]}x"
+                f"images of {images.shape[-2]}x{images.shape[-1]} do not fit a ViT for {self.img_size[0]}x"
                 f"{self.img_size[1]}; vit.resize({tuple(images.shape[-2:])}) interpolates its position embeddings"
             )
         p = self.patch_size
@@ -157,8 +157,8 @@ class ViT(
     def encode(self, embeddings: Tensor, patches: Tensor | None = None) -> Tensor:
         """Run the encoder on patch embeddings: (B, N, D) -> (B, 1 + N, D) tokens after the last norm.
 
-        With `patches` (B, K), only the tokens of these patches are returned (B, K, D), and the last block computes no
-        others: the same numbers for 7 % less work at depth 6 and half the patches, 3 % at depth 12.
+        With `patches` (B, K), only the tokens of these patches are computed in the last block and returned (B, K, D).
+        The numbers are the same. With half the patches, this saves 7 % of the work at depth 6 and 3 % at depth 12.
         """
         tokens = self.add_positions(embeddings)
         for block in self.blocks[:-1]:
@@ -169,7 +169,7 @@ class ViT(
         return self.norm(self.blocks[-1](tokens, None if patches is None else patches + 1))  # [class] is token 0
 
     def layers(self, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:
-        """Tokens (B, 1 + N, D) after blocks `numbers`, 1..depth, each put through the last norm; depth is `forward`."""
+        """Tokens (B, 1 + N, D) after blocks `numbers` (1..depth) and the last norm. Block `depth` equals `forward`."""
         tokens = self.add_positions(self.embed(images))
         found = {}
         for number, block in enumerate(self.blocks, start=1):
@@ -185,7 +185,7 @@ class ViT(
         return self.pos_drop(tokens if positions is None else tokens + positions)
 
     def positions(self) -> Tensor | None:
-        """The absolute position embeddings (1, 1 + N, D), or None where there are none (relative, none)."""
+        """The absolute position embeddings (1, 1 + N, D), or None for "relative" and "none"."""
         if self.pos_embed_kind == "1d":
             return self.pos_embed
         if self.pos_embed_kind == "2d":
@@ -196,10 +196,10 @@ class ViT(
         return None
 
     def resize(self, img_size: int | Sequence[int]) -> ViT:
-        """Fit the model to another image size: position embeddings are interpolated in 2-D by place in the image.
+        """Adapt the model to another image size: interpolate position embeddings in 2-D by place in the image.
 
-        The patch size stays, so the sequence grows or shrinks; [class] keeps its embedding. The same size changes
-        nothing. Returns self. (ViT paper, section 3.2; bicubic with antialiasing as timm does.)
+        The patch size stays, so the sequence grows or shrinks; [class] keeps its embedding. The current size
+        changes nothing. Returns self. (ViT paper, section 3.2; bicubic with antialiasing as timm does.)
         """
         old, size = self.grid, _height_width(img_size)
         self.grid, self.img_size = self._grid_of(size), size
@@ -225,14 +225,14 @@ class ViT(
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw fresh weights as the authors' JAX code does (github.com/google-research/vision_transformer,
-        vit_jax/models_vit.py; timm's `weight_init="jax"` is the same but for qkv, see below)."""
+        vit_jax/models_vit.py; timm's `weight_init="jax"` is the same except for qkv, see below)."""
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear):
                 continue
             if name == "patch_embed":  # flax's nn.Conv: LeCun normal, truncated at 2 sigma
                 std = math.sqrt(1 / module.in_features) / 0.87962566103423978
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            elif name.endswith("qkv"):  # drawn as three (D, D) matrices, which the fused one stands for
+            elif name.endswith("qkv"):  # the bound of three separate (D, D) matrices
                 bound = math.sqrt(6 / (2 * module.in_features))
                 nn.init.uniform_(module.weight, -bound, bound)
             else:
@@ -246,8 +246,8 @@ class ViT(
             self._start_positions_as_sincos()
 
     def _start_positions_as_sincos(self) -> None:
-        """Sines and cosines of the row in one half of an embedding, of the column in the other, in geometrically spaced
-        wavelengths, as MoCo v3's and MAE's fixed embeddings (arXiv 2104.02057, 2111.06377)."""
+        """Set one half of each embedding to sines and cosines of the row, the other half to those of the column, with
+        geometrically spaced wavelengths, as the fixed embeddings of MoCo v3 and MAE (arXiv 2104.02057, 2111.06377)."""
         height, width = self.grid
         rows, cols = _sincos(height, self.embed_dim // 2), _sincos(width, self.embed_dim // 2)
         if self.pos_embed_kind == "1d":
@@ -284,7 +284,7 @@ class ViT(
 class Block(nn.Module):
     """One pre-norm encoder block: x + MSA(LN(x)), then x + MLP(LN(x)). Shapes: (B, T, D) -> (B, T, D).
 
-    With `at` (B, K), it computes these tokens alone, which attend to all: -> (B, K, D).
+    With `at` (B, K), it computes only these tokens, which attend to all tokens: -> (B, K, D).
     """
 
     def __init__(
@@ -323,7 +323,7 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
-        """Every token attends to all, or those `at` (B, K) do: (B, T, D) -> (B, T or K, D)."""
+        """Every token, or only those `at` (B, K), attends to all tokens: (B, T, D) -> (B, T or K, D)."""
         if at is None:
             q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
         else:
@@ -340,8 +340,8 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v, of queries (B, h, Q, d), keys and values (B, h, T, d) -> (B, h, Q, d).
 
-    torch's fused attention, but on a CPU the three steps one by one: for the short sequences that a CPU trains on they
-    take 0.9 of its time in fp32, and 0.2 to 0.4 in bf16, whose fused backward pass does not use the chip's bf16 units.
+    Uses torch's fused attention, except for short sequences on a CPU: there, three separate steps take 0.9 of its time
+    in fp32 and 0.2 to 0.4 in bf16, because the fused bf16 backward pass does not use the chip's bf16 units.
     """
     logits_in_all = q.shape[:-1].numel() * k.shape[-2]  # B h Q T
     if q.device.type != "cpu" or logits_in_all > _MANY_ON_A_CPU:
@@ -374,5 +374,5 @@ def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
-    """One vector an image: the mean of its patches' tokens or the [class] token. (B, 1 + N, D) -> (B, D)."""
+    """One vector per image: the mean of its patches' tokens or the [class] token. (B, 1 + N, D) -> (B, D)."""
     return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)

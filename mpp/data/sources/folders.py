@@ -1,4 +1,4 @@
-"""What a folder of images holds: its splits, the depth of its images, and what cannot be read."""
+"""Inspect a folder of images: its splits, the depth of its images, and the files that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from mpp.data.decode import FORMATS, printable
 from mpp.errors import UserError, warn
 
-Parts = tuple[str, ...]  # of a folder's path, below the set's
+Parts = tuple[str, ...]  # of a folder's path, below the set's folder
 
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -23,18 +23,16 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 class Folder:
     """What is known of a folder without opening its files."""
 
-    splits: (
-        dict[str, list[Parts]] | None
-    )  # folders of images; None where `datasets` knows better: tables, shards, a card
-    depths: dict[int, str]  # how many folders lie between the set's and an image -> such an image
-    metadata: bool  # whether a table beside the images says what they show
+    splits: dict[str, list[Parts]] | None  # split -> its folders; None: `datasets` finds them (tables, shards, a card)
+    depths: dict[int, str]  # number of folders between the set's folder and an image -> one such image
+    metadata: bool  # whether a metadata table describes the images
 
 
 def look_through(folder: str) -> Folder:
-    """See what a folder holds; warn of what looks like images, but is not read, and of splits that are none.
+    """Inspect a folder. Warns of image files that are not read, and of folders that are named like splits but are none.
 
-    Raises UserError for a name on which `datasets` gives up (no text, or with ::), and for a .tar shard without its
-    end: read from front to back, one that was cut between two files only seems to hold less.
+    Raises UserError for a file name that `datasets` cannot handle (not UTF-8, or with ::), and for a .tar shard without
+    its end: a shard that was cut between two files would only seem to hold fewer images.
     """
     return _look_through(folder, os.stat(folder).st_mtime_ns)
 
@@ -43,9 +41,9 @@ def look_through(folder: str) -> Folder:
 def _look_through(folder: str, _changed: int) -> Folder:
     extensions, unknown = known_extensions(), {".avif", ".heic", ".heif", ".jxl"}
     left_out: list[tuple[str, str]] = []
-    images: Counter[Parts] = Counter()  # folder -> images in it
+    images: Counter[Parts] = Counter()  # folder -> number of images in it
     example: dict[Parts, str] = {}
-    by_name: Counter[str | None] = Counter()  # split that an image's own name says -> images
+    by_name: Counter[str | None] = Counter()  # split in an image's file name -> number of images
     tables = metadata = False
     for parts, file in _files(folder, (), left_out):
         extension = os.path.splitext(file.name)[1].lower()
@@ -54,18 +52,18 @@ def _look_through(folder: str, _changed: int) -> Folder:
         if extension == ".tar" and file.is_file() and not _ends_in_zeros(file):
             raise UserError(
                 f"--data.path {folder}: the shard {printable(file.path)} is damaged or cut short (a .tar file ends in "
-                f"zeros); fetch or make it again"
+                f"zeros); download or create it again"
             )
         if file.name.startswith(".") or extension not in extensions | unknown:
             continue
         if extension not in extensions:
-            left_out.append((file.path, f"{extension} is no kind of file that is found in folders; convert it"))
+            left_out.append((file.path, f"{extension} is not a supported file type in folders; convert it"))
         elif not file.is_file() and not file.is_dir():
-            left_out.append((file.path, "a link to nothing" if file.is_symlink() else "no regular file"))
-        elif any("\ud800" <= c <= "\udfff" for c in file.name):  # how Python spells bytes that are not UTF-8
+            left_out.append((file.path, "a broken link" if file.is_symlink() else "not a regular file"))
+        elif any("\ud800" <= c <= "\udfff" for c in file.name):  # Python's code for bytes that are not UTF-8
             raise UserError(f"--data.path {printable(file.path)}: the name of this file is not UTF-8; rename it")
         elif "::" in file.path:
-            raise UserError(f"--data.path {printable(file.path)}: `datasets` takes :: for an archive's; rename it")
+            raise UserError(f"--data.path {printable(file.path)}: `datasets` takes :: for an archive's path; rename it")
         else:
             images[parts] += 1
             by_name[split_called(os.path.splitext(file.name)[0])] += 1
@@ -76,10 +74,10 @@ def _look_through(folder: str, _changed: int) -> Folder:
     heads = {head for found in splits.values() for head in found}
     inside = [parts for parts in images if parts[:level] in heads]
     for parts in sorted(set(images) - set(inside)):
-        left_out += [(example[parts], f"beside the folders of the splits {', '.join(splits)}")] * images[parts]
+        left_out += [(example[parts], f"outside the folders of the splits {', '.join(splits)}")] * images[parts]
     named = level == 0 and by_name["train"] and by_name.total() > by_name["train"] + by_name[None]
-    if named and by_name[None]:  # files called train_1.png and test_1.png, which `datasets` deals out by name
-        left_out += [("others", "beside files that are called like splits")] * by_name[None]
+    if named and by_name[None]:  # files named train_1.png and test_1.png, which `datasets` splits by name
+        left_out += [("one without a split in its name", "other files have one")] * by_name[None]
     _tell(left_out, [] if tables or named or level else sorted(images))
     if tables or not images or named or _has_configs(folder):
         return Folder(None, {}, metadata)
@@ -87,34 +85,35 @@ def _look_through(folder: str, _changed: int) -> Folder:
 
 
 def _tell(left_out: list[tuple[str, str]], all_trained_on: list[Parts]) -> None:
-    """Warn, in one process, of what is left out, and of folders that are called like splits, but are taken for none."""
+    """Warn, in one process, of files left out and of folders that are named like splits but are used for training."""
     if os.environ.get("RANK", "0") != "0":
         return
     if left_out:
         where, why = left_out[0]
         warn(f"{len(left_out):,} files are left out, the first: {printable(where)} ({why})")
     if doubtful := [parts for parts in all_trained_on if any(map(split_called, parts))]:
-        warn(f"the folder {printable('/'.join(doubtful[0]))} is taken for images to train on")
+        named = f"the folder {printable('/'.join(doubtful[0]))} is named like a split"
+        warn(f"{named}, but its images are used for training")
 
 
 def why_no_labels(path: str) -> str:
-    """Why the folders that images lie in are not taken for their classes: ": ..." for a folder of images, else ""."""
+    """Why the folders of images do not count as classes: ": ..." if `path` is a folder of images, else ""."""
     folder = os.path.expanduser(path)
     if not os.path.isdir(folder) or (found := look_through(folder)).splits is None or found.metadata:
         return ""
     if len(found.depths) < 2:
-        return ": its images do not lie in two folders of classes, or more"
+        return ": its images do not lie in at least two class folders"
     (_, one), (_, other), *_ = sorted(found.depths.items())
-    return f": folders are classes where all images lie at one depth, but {one} and {other} do not"
+    return f": folders count as classes only if all images lie at one depth, but {one} and {other} do not"
 
 
 def splits_of(folders: set[Parts]) -> dict[str, list[Parts]]:
-    """The splits of a set whose images lie in these folders: name -> the folders that are it, all at one level.
+    """Find the splits of a set from the folders of its images: split -> its folders, all at one level.
 
-    It is the first level of folders that all have a split's name among their words, or of which some are called train
-    and some test, say (others are left out); else one of which some are called test, say, and none train (the others
-    are). With none, all is for training. (`datasets` looks for such words anywhere: with a class called train or
-    test_tube it takes some images twice, and others not at all.)
+    The splits are at the first level where all names contain a split's word, or where some are train and some, for
+    example, test (others are left out). Otherwise: at the first level where some are, for example, test and none is
+    train; the others then form train. Without such a level, all images are train. (`datasets` searches for these words
+    anywhere: with a class named train or test_tube, it takes some images twice and others not at all.)
     """
     levels = range(1, max(map(len, folders), default=0) + 1)
     others_train: dict[str, list[Parts]] = {}
@@ -133,12 +132,12 @@ def splits_of(folders: set[Parts]) -> dict[str, list[Parts]]:
 
 
 def _grouped(splits: list[str | None], heads: list[Parts]) -> dict[str, list[Parts]]:
-    found = {name: [head for of, head in zip(splits, heads, strict=True) if of == name] for name in _keywords()}
+    found = {name: [head for split, head in zip(splits, heads, strict=True) if split == name] for name in _keywords()}
     return {name: parts for name, parts in found.items() if parts}
 
 
 def split_called(name: str, whole: bool = False) -> str | None:
-    """The split that a name has among its words, or is (but for a number behind it) with `whole`."""
+    """The split among a name's words; with `whole`, the split that is the entire name, without a final number."""
     words = {re.sub(r"[-._ 0-9]+$", "", name.lower())} if whole else set(re.split(r"[-._ 0-9]+", name.lower()))
     return next((split for split, keywords in _keywords().items() if words & keywords), None)
 
@@ -151,7 +150,7 @@ def _keywords() -> dict[str, set[str]]:
 
 
 def known_extensions() -> set[str]:
-    """Of files that `datasets` takes for images in a folder, with AVIF, which it passes over, where PIL reads it."""
+    """Extensions of files that `datasets` takes for images in a folder, plus .avif (which it skips) if PIL reads it."""
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     if "AVIF" in FORMATS and ".avif" not in ImageFolder.EXTENSIONS:
@@ -160,7 +159,7 @@ def known_extensions() -> set[str]:
 
 
 def _has_configs(folder: str) -> bool:
-    """Whether a set from the hub has a card that says which files are its splits."""
+    """Whether the folder has a hub card that lists the files of its splits."""
     card = Path(folder, "README.md")
     if not card.is_file():
         return False
@@ -175,7 +174,7 @@ def _ends_in_zeros(file: os.DirEntry[str]) -> bool:
 
 
 def _files(folder: str, parts: Parts, left_out: list[tuple[str, str]]) -> Iterator[tuple[Parts, os.DirEntry[str]]]:
-    """All in a folder and the folders below it that is no folder, with these folders; links are not followed."""
+    """Yield every file below a folder, with its folder's parts. Links to folders are not followed."""
     try:
         entries = list(os.scandir(folder))
     except PermissionError:
@@ -183,9 +182,9 @@ def _files(folder: str, parts: Parts, left_out: list[tuple[str, str]]) -> Iterat
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            if not entry.name.startswith((".", "__")):  # which `datasets` passes over, too
+            if not entry.name.startswith((".", "__")):  # `datasets` skips these, too
                 yield from _files(entry.path, (*parts, entry.name), left_out)
         elif entry.is_symlink() and entry.is_dir():
-            left_out.append((entry.path, "a link to a folder, which is not followed"))
+            left_out.append((entry.path, "a link to a folder; such links are not followed"))
         else:
             yield parts, entry

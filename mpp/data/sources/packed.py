@@ -1,11 +1,11 @@
-"""Packed sets: every image decoded once into one memory-mapped file of uint8, which opens in milliseconds.
+"""Packed sets: all images decoded into one memory-mapped file of uint8, which opens in milliseconds.
 
-The file: 8 bytes of magic; the images' pixels (H, W, 3), one after another, split by split; for each split the places
-where its images begin (M + 1, int64), their sizes (M, 2: H, W) and labels (M,), -1 for none; a JSON header that says
-where all that is; the header's place and the magic again. Where all images of a split have one size, batches are read
-by index as one array. Shuffling is full, by index: of a set that fits in the system's cache each page comes from the
-disk once, in whatever order; of a larger one, each image costs its own few pages an epoch, in one read, which SSDs do
-not mind (and disks that turn do: WebDataset shards are for those). The process itself keeps few of these pages.
+The file holds: 8 bytes of magic; the pixels (H, W, 3) of all images, split by split; for each split the offsets of its
+images (M + 1, int64), their sizes (M, 2: H, W) and labels (M,), -1 for none; a JSON header with the offsets of these
+parts; the header's offset and the magic again. If all images of a split have one size, a batch is read by index as one
+array. Shuffling is full, by index. If the set fits in the system's cache, each page is read from disk once, in any
+order. In a larger set, each image costs one read of a few pages per epoch: this is fast on SSDs and slow on hard disks
+(use WebDataset shards there). The process itself keeps few of these pages.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from mpp.errors import UserError
 MAGIC = b"MPPACK1\n"
 
 
-_KEPT = 1024  # images, whose pages a process keeps: 64 MiB, at 64 KiB around each
+_KEPT = 1024  # most images whose pages a process keeps: 64 MiB, at 64 KiB per image
 
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """Where the parts of a split lie in the file, in bytes."""
+    """The offsets of a split's parts in the file, in bytes."""
 
     count: int
     pixels: int
     begins: int
     sizes: int
     labels: int | None
-    size: tuple[int, int] | None  # of all images, where they have one
+    size: tuple[int, int] | None  # (H, W) of all images; None if sizes differ
 
 
 class PackedImages:
@@ -65,12 +65,12 @@ class PackedImages:
     def _file(self) -> np.ndarray:
         return np.frombuffer(self._map, dtype=np.uint8)
 
-    def __getstate__(self) -> dict[str, Any]:  # a worker process maps the file itself
+    def __getstate__(self) -> dict[str, Any]:  # each worker process maps the file itself
         return {name: value for name, value in self.__dict__.items() if name != "_map"}
 
     def _let_go(self, count: int) -> None:
-        """Take the file's pages out of this process (not out of the system's cache) every so many images read: the
-        system maps 64 KiB around each, so that a whole set would soon count as this process's memory."""
+        """Release the file's pages from this process (not from the system's cache) after every _KEPT images. The system
+        maps 64 KiB around each image, so a whole set would soon count as this process's memory."""
         self._read += count
         if self._read >= _KEPT and hasattr(mmap, "MADV_DONTNEED"):
             self._read = 0
@@ -81,11 +81,11 @@ class PackedImages:
 
     @property
     def packed_size(self) -> tuple[int, int] | None:
-        """(H, W) of all images, where they have one."""
+        """(H, W) of all images; None if sizes differ."""
         return None if self.part.size is None else (self.part.size[0], self.part.size[1])
 
     def arrays(self, indices: Sequence[int]) -> np.ndarray:
-        """Images of one size, (B, H, W, 3) uint8, with no Python loop over them."""
+        """Images of one size, (B, H, W, 3) uint8, read without a Python loop."""
         assert self.packed_size is not None
         height, width = self.packed_size
         shape = (self.part.count, height, width, 3)
@@ -111,7 +111,7 @@ class PackedImages:
         return found
 
     def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
-        """As `labels`, with -1 where there is none."""
+        """As `labels`, but -1 for an image without a label."""
         if self.part.labels is None:
             raise UserError(f"{self.path} was packed without labels")
         return np.array(self._array(self.part.labels, (self.part.count,))[np.asarray(indices, dtype=np.int64)])
@@ -128,12 +128,12 @@ def is_packed(path: str) -> bool:
     try:
         with Path(path).expanduser().open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    except (OSError, RuntimeError):  # there is none; nobody of that name has a home
+    except (OSError, RuntimeError):  # no such file, or ~name of an unknown user
         return False
 
 
 def read_header(path: str) -> dict[str, Any]:
-    """The header of a packed file. Raises UserError if the file is damaged or cut."""
+    """The header of a packed file. Raises UserError if the file is damaged or cut short."""
     here = Path(path).expanduser()
     size = here.stat().st_size
     try:

@@ -1,4 +1,4 @@
-"""From a path to what lies there: which kind of set it is, its splits and its table."""
+"""Resolve --data.path: the kind of set, its splits and its table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _load_table(path: str, split: str) -> Dataset:
 
 
 def source_of(path: str) -> tuple[str, dict[str, Any]]:
-    """What `datasets.load_dataset` takes for a path: its first argument and options."""
+    """The first argument and the options of `datasets.load_dataset` for a path. Raises UserError if it holds no set."""
     with naming_the_source(path):
         here = Path(path).expanduser()
         if here.is_dir():
@@ -60,7 +60,7 @@ def source_of(path: str) -> tuple[str, dict[str, Any]]:
     if here.exists():
         raise UserError(
             f"--data.path {path} is a file that is neither parquet nor packed; give a folder of images, a .parquet "
-            f"file, or what tools/pack.py wrote"
+            f"file, or a file from tools/pack.py"
         )
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"--data.path {path} does not exist")
@@ -69,7 +69,7 @@ def source_of(path: str) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def naming_the_source(path: str) -> Iterator[None]:
-    """Turn what `datasets` raises for a bad source into one line that names it."""
+    """Turn an exception of `datasets` into a UserError of one line that names the source."""
     try:
         yield
     except UserError:
@@ -77,14 +77,14 @@ def naming_the_source(path: str) -> Iterator[None]:
     except Exception as error:
         cause: BaseException = error
         while str(cause).startswith("An error occurred while generating") and cause.__cause__:
-            cause = cause.__cause__  # what `datasets` says of everything
+            cause = cause.__cause__  # the wrapper of every error in `datasets`
         reason = printable(first_line(cause))
         if isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"--data.path {path}: the table of its images cannot be written ({reason}); HF_HOME names another place"
+                f"--data.path {path}: its table of images cannot be written ({reason}); set HF_HOME to another folder"
             ) from error
         raise UserError(
-            f"--data.path {path} could not be read as a set of images ({reason}); it takes a folder of images, "
+            f"--data.path {path} could not be read as a set of images ({reason}); give a folder of images, "
             f"a folder or file of parquet, a folder of WebDataset .tar shards, a hub id, or shapes"
         ) from error
 

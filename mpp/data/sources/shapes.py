@@ -1,8 +1,8 @@
-"""The built-in images: procedural scenes of textured coloured shapes over textured backgrounds, made by index.
+"""The built-in images: procedural scenes of textured coloured shapes on textured backgrounds, made by index.
 
-No files: image `i` of a split is a function of (split, i, size) alone. A scene holds one to four shapes of one kind and
-one colour name, the first the largest; all else (shade, texture, angle, size, place, background, lighting) varies
-freely, so no single patch gives the answer. Its labels are the shape, the colour, the count and the largest's place.
+There are no files: image `i` of a split depends only on (split, i, size). A scene holds one to four shapes of one kind
+and one colour name; the first is the largest. All else (shade, texture, angle, size, place, background, lighting)
+varies freely, so no single patch reveals a label. Labels: shape, colour, count, and the place of the largest shape.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LABELS: dict[str, list[str]] = {
 }
 
 
-_HUES = np.array([0, 30, 55, 120, 185, 225, 285, 0]) / 360  # of the colour names, in turns
+_HUES = np.array([0, 30, 55, 120, 185, 225, 285, 0]) / 360  # of the colour names, as a fraction of the circle
 
 
 _MAX_COUNT = 4
@@ -36,7 +36,7 @@ _NUM_DRAWS = 24 + 8 * _MAX_COUNT
 
 
 class Shapes:
-    """One split of the built-in set, `size` = (height, width) in pixels, labelled by one of `LABELS`."""
+    """One split of the built-in set, of `size` = (height, width) in pixels, with one of `LABELS` as its label."""
 
     def __init__(self, split: str, size: tuple[int, int], label: str = "shape") -> None:
         self.split, self.size, self.label = split, size, label
@@ -51,7 +51,7 @@ class Shapes:
         return [Image.fromarray(image) for image in render(draws, labels, self.size)]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
-        if len(indices) == len(self):  # who chooses among all labels asks for them again and again
+        if len(indices) == len(self):  # cached, because this is asked repeatedly
             return _all_labels(self.split, len(self))[self.label][np.asarray(indices)]
         return scene_labels(scene_draws(self.split, indices))[self.label]
 
@@ -60,7 +60,7 @@ class Shapes:
 
 
 def scene_draws(split: str, indices: Sequence[int]) -> np.ndarray:
-    """Random numbers in 0..1 that scenes are made of: (len(indices), _NUM_DRAWS), functions of split and index."""
+    """Random numbers in 0..1 that determine scenes: (len(indices), _NUM_DRAWS), from split and index alone."""
     number = list(SPLITS).index(split)
     return np.stack([generator(0, Purpose.SHAPES, number, int(i)).random(_NUM_DRAWS) for i in indices])
 
@@ -107,8 +107,8 @@ def render(draws: np.ndarray, labels: dict[str, np.ndarray], size: tuple[int, in
 
 
 def _place(objects: np.ndarray, place: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
-    """Radius, centre and angle of the scenes' k-th shape, in units of the image: the first in the labelled quarter,
-    the others, smaller, in the other quarters in turn, so that shapes are countable. Each (B,)."""
+    """Radius, centre (in units of the image) and angle (radians) of each scene's k-th shape, each (B,). The first lies
+    in the labelled quarter. The others are smaller and use the other quarters in turn, so that shapes are countable."""
     quarter = place if k == 0 else (place + np.array([0, 3, 1, 2])[k]) % 4
     radius = (0.17 + 0.07 * objects[:, k, 0]) * (1 if k == 0 else 0.72)
     cy = 0.25 + 0.5 * (quarter // 2) + (objects[:, k, 1] - 0.5) * 0.16
@@ -119,7 +119,7 @@ def _place(objects: np.ndarray, place: np.ndarray, k: int) -> tuple[np.ndarray, 
 def _inside(
     shape: np.ndarray, dy: np.ndarray, dx: np.ndarray, radius: np.ndarray, angle: np.ndarray, sharpness: float
 ) -> np.ndarray:
-    """How much of each pixel a shape covers, in 0..1 (antialiased): (B, H, W). Outlines are radii by angle."""
+    """The share of each pixel that a shape covers, 0..1 (antialiased): (B, H, W). Outlines are radii by angle."""
     distance = np.sqrt(dy * dy + dx * dx)
     theta = np.arctan2(dy, dx) + angle[:, None, None]
     turn = ((theta / (2 * np.pi)) % 1 * len(_OUTLINES[0])).astype(np.int64) % len(_OUTLINES[0])
@@ -130,8 +130,8 @@ def _inside(
 
 
 def _textured(first: np.ndarray, second: np.ndarray, style: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Two colours (B, 3) mixed by a pattern, of which style (B, 4) in 0..1 is the angle, scale, phase and kind: waves,
-    bars, checks or dots, a few to an image, so that their course can be made out. -> (B, H, W, 3)"""
+    """Mix two colours (B, 3) by a pattern -> (B, H, W, 3). `style` (B, 4) in 0..1 gives its angle, scale, phase and
+    kind: waves, bars, checks or dots. An image shows only a few of them, so that their course is visible."""
     angle, frequency, phase = style[:, 0] * np.pi, 0.8 + 1.4 * style[:, 1], style[:, 2]
     along = y[None] * np.sin(angle)[:, None, None] + x[None] * np.cos(angle)[:, None, None]
     across = y[None] * np.cos(angle)[:, None, None] - x[None] * np.sin(angle)[:, None, None]
@@ -147,8 +147,8 @@ def _textured(first: np.ndarray, second: np.ndarray, style: np.ndarray, y: np.nd
 
 
 def _palette(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """One of 72 colours for a background, by three draws (B,) in 0..1 -> RGB (B, 3) in 0..1: like a painter's, so that
-    a model meets each often enough to know it by name within minutes."""
+    """One of 72 background colours from three draws (B,) in 0..1 -> RGB (B, 3) in 0..1. There are few, so that a model
+    sees each often enough to learn it within minutes."""
     return _colours(np.floor(hue * 12) / 12, 0.25 + 0.35 * np.floor(saturation * 2), 0.25 + 0.3 * np.floor(value * 3))
 
 
@@ -160,7 +160,7 @@ def _colours(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.n
 
 
 def _outlines(steps: int = 720) -> np.ndarray:
-    """Radius of each kind of shape by angle, largest 1: (kinds, steps)."""
+    """Radius of each kind of shape by angle, at most 1.1: (kinds, steps)."""
     theta = np.arange(steps) / steps * 2 * np.pi
 
     def polygon(sides: int) -> np.ndarray:
@@ -179,4 +179,4 @@ def _outlines(steps: int = 720) -> np.ndarray:
 _OUTLINES = _outlines()
 
 
-_HOLES = np.array([0, 0, 0, 0, 0, 0, 0.55, 0.55], dtype=np.float32)  # of the outline's radius: ring and frame
+_HOLES = np.array([0, 0, 0, 0, 0, 0, 0.55, 0.55], dtype=np.float32)  # share of the outline's radius: ring and frame

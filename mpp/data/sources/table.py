@@ -1,4 +1,4 @@
-"""Tables of images and labels, as `datasets` reads folders, parquet and the hub."""
+"""Tables of images and labels that `datasets` reads from folders, parquet and the hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TableImages:
-    """Images in a table of `datasets`: memory-mapped from disk, so its size does not matter to memory."""
+    """Images in a table of `datasets`. It is memory-mapped from disk, so a large table needs no more memory."""
 
     def __init__(
         self, table: Dataset, path: str, split: str, image_column: str | None = None, label_column: str | None = None
@@ -32,12 +32,12 @@ class TableImages:
             images = table.cast_column(self.image_column, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(
-                f"--data.image-column {self.image_column} holds no images; there are: {', '.join(self.columns)}"
+                f"--data.image-column {self.image_column} holds no images; the columns are: {', '.join(self.columns)}"
             ) from error
         self.table = images.select_columns(self.image_column)
         self._whole_table, self._named_label = table, label_column
         if label_column is not None:
-            _ = self._labels  # a wrong name is told at once; what is not named, when labels are wanted
+            _ = self._labels  # a wrong name raises now; other errors wait until labels are needed
 
     @cached_property
     def _labels(self) -> LabelColumn | None:
@@ -50,7 +50,7 @@ class TableImages:
 
     @property
     def fingerprint(self) -> str:
-        """Another one whenever the files behind the set, or what is taken from them, change."""
+        """Changes whenever the files of the set, or the columns taken from them, change."""
         return f"{self._whole_table._fingerprint}-{self.image_column}-{self._named_label}"
 
     @property
@@ -76,7 +76,7 @@ class TableImages:
         return found
 
     def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
-        """As `labels`, with -1 where there is none."""
+        """As `labels`, but -1 for an image without a label."""
         assert self._labels is not None
         return np.array([-1 if value is None else value for value in self._labels.values(indices)], dtype=np.int64)
 
@@ -93,11 +93,11 @@ class LabelColumn:
     table: Dataset
     column: str
     names: list[str]
-    class_of: dict[Any, int] | None  # of the column's values, where they are no class numbers
+    class_of: dict[Any, int] | None  # value -> class number; None if values are class numbers
 
     @classmethod
     def of(cls, table: Dataset, column: str, path: str) -> LabelColumn:
-        """The labels in `column`: its classes, or the values that it has in any split."""
+        """The labels in `column`. Classes are its named classes, or else the values it has in any split."""
         import datasets
 
         if isinstance(table.features[column], datasets.ClassLabel):
@@ -107,7 +107,7 @@ class LabelColumn:
 
     @property
     def filled(self) -> bool:
-        """Whether there is a label at all: test splits of published sets often have the column, and nothing in it."""
+        """Whether any row has a label: test splits of published sets often have an empty label column."""
         return any(self._number(value) is not None for value in self.table.unique(self.column))
 
     def values(self, indices: Sequence[int]) -> list[int | None]:
@@ -117,26 +117,26 @@ class LabelColumn:
     def _number(self, value: Any) -> int | None:
         if self.class_of is not None:
             return self.class_of.get(value)
-        return None if value is None or value < 0 else value  # -1 is how `datasets` marks a missing ClassLabel
+        return None if value is None or value < 0 else value  # `datasets` marks a missing ClassLabel with -1
 
 
 def _values_in_all_splits(path: str, label: str) -> list:
-    """What a column of numbers or words holds, in order: the classes, the same for every split of a set."""
+    """The sorted values of a column of numbers or words in all splits: every split of a set has the same classes."""
     import datasets
 
     tables = [_load_table(path, split) for split in split_names(path)]
     if not all(isinstance(table.features.get(label), datasets.Value) for table in tables):
-        raise UserError(f"--data.label-column {label}: it holds no numbers or words in some split of {path}")
+        raise UserError(f"--data.label-column {label} does not hold numbers or words in every split of {path}")
     of_split = [{v for v in table.unique(label) if v is not None and v == v} for table in tables]
     values = set().union(*of_split)
     if not values or isinstance(next(iter(values)), str) or min(values) != -1:
         return sorted(values)
-    # -1 is how many sets mark a missing label, where classes are counted from 0, or a split has no others
+    # many sets mark a missing label with -1: so taken if a class is above 1, or a split holds only -1
     return sorted(values - {-1} if max(values) > 1 or {-1} in of_split else values)
 
 
 def _names_splits(feature: Any) -> bool:
-    """Whether classes are only the folders of splits, which `datasets` takes for classes if there are no others."""
+    """Whether classes are only names of splits: `datasets` takes these folders for classes if there are no others."""
     import datasets
     from datasets.data_files import SPLIT_KEYWORDS
 
@@ -145,17 +145,17 @@ def _names_splits(feature: Any) -> bool:
 
 
 def pick_column(table: Dataset, named: str | None, kind: str) -> str:
-    """The column called `named`, or the one whose type says that it holds the "image" or the "label" ("" if none)."""
+    """The column `named`, or the one with the type of `kind` ("image" or "label"); "" if no column holds labels."""
     import datasets
 
     columns = ", ".join(table.column_names)
     if named is not None:
         if named not in table.column_names:
-            raise UserError(f"--data.{kind}-column {named}: there is no such column; there are: {columns}")
+            raise UserError(f"--data.{kind}-column {named} does not exist; the columns are: {columns}")
         return named
     types = datasets.Image if kind == "image" else datasets.ClassLabel
     fitting = [name for name, feature in table.features.items() if isinstance(feature, types)]
-    if not fitting:  # plain parquet: bytes for an image, and a label only if it is called so
+    if not fitting:  # plain parquet: images are bytes, and a label column is named so
         plain = (name for name, feature in table.features.items() if isinstance(feature, datasets.Value))
         binary = ("binary", "large_binary")
         fitting = [n for n in plain if (table.features[n].dtype in binary if kind == "image" else n == "label")]
