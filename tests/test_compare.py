@@ -12,7 +12,7 @@ from scipy import stats
 
 from mpp.comparison.compare import adopt
 from mpp.comparison.pieces import supervised_piece
-from mpp.comparison.plots import draw_curves
+from mpp.comparison.plots import paint_curves
 from mpp.comparison.statistics import Finding, difference, interval, verdict
 from mpp.config import Compare
 from mpp.errors import UserError
@@ -191,7 +191,7 @@ def test_patches_of_a_given_backbone_decide_which_sizes_it_can_be_fine_tuned_at(
 
 def test_learning_curves_are_drawn_at_the_steps_that_all_seeds_were_measured_at():
     curves = {("MPP", 10, 0): [(2, 0.1), (4, 0.2)], ("MPP", 10, 1): [(1, 0.5), (2, 0.3), (3, 0.5), (4, 0.4)]}
-    line = draw_curves(curves, ["MPP"]).axes[0].lines[0]
+    line = paint_curves(curves, ["MPP"]).axes[0].lines[0]
     assert line.get_xydata().tolist() == [[2, pytest.approx(20)], [4, pytest.approx(30)]]
 
 

@@ -6,15 +6,15 @@ import statistics
 
 from matplotlib.figure import Figure
 
-from mpp.comparison.statistics import FINE_TUNED, Finding, difference, interval, of
+from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval
 
 
-def draw_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
+def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
     """Accuracy against labels."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for arm in arms:
-        cells = [interval(of(findings, arm, FINE_TUNED, labels)) for labels in counts]
+        cells = [interval(cell_values(findings, arm, FINE_TUNED, labels)) for labels in counts]
         axes.errorbar(
             counts, [100 * m for m, _ in cells], [100 * (h or 0) for _, h in cells], label=arm, marker="o", capsize=4
         )
@@ -27,7 +27,7 @@ def draw_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -
     return figure
 
 
-def draw_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
+def paint_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
     """Points above scratch, side by side at each label count."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -49,7 +49,7 @@ def draw_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Fi
     return figure
 
 
-def draw_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
+def paint_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
     """Held-out accuracy while fine-tuning, one panel for each label count, mean over seeds."""
     counts = list(dict.fromkeys(labels for _, labels, _ in curves))
     figure = Figure(figsize=(3.6 * len(counts) + 1, 3.6), layout="constrained")

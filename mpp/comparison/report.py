@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.comparison.plots import draw_accuracy, draw_curves, draw_gain
-from mpp.comparison.statistics import FINE_TUNED, Finding, difference, interval, of, points, verdict
+from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain
+from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval, points, verdict
 from mpp.config import Compare
 
 PAPER = (
@@ -57,9 +57,9 @@ def write_report(output: Path, found: Comparison) -> str:
     counts = sorted({f.labels for f in findings if f.protocol == FINE_TUNED})
     verdicts = [verdict(findings, labels, found.classes) for labels in counts]
     plots = {
-        "accuracy.png": draw_accuracy(findings, arms, counts),
-        "gain.png": draw_gain(findings, arms, counts),
-        "curves.png": draw_curves(found.curves, arms),
+        "accuracy.png": paint_accuracy(findings, arms, counts),
+        "gain.png": paint_gain(findings, arms, counts),
+        "curves.png": paint_curves(found.curves, arms),
     }
     for name, figure in plots.items():
         figure.savefig(output / "plots" / name, dpi=110)
@@ -116,7 +116,7 @@ def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int
     body = []
     for protocol, labels in rows:
         scale = 0.01 if protocol == "effective rank" else 1.0  # a number, not a share
-        cells = [interval([scale * v for v in of(findings, arm, protocol, labels)]) for arm in arms]
+        cells = [interval([scale * v for v in cell_values(findings, arm, protocol, labels)]) for arm in arms]
         gaps = [difference(findings, "MPP", arm, protocol, labels) for arm in others]
         shown = [points(*cell) for cell in cells]
         shown += [points(scale * gap, None if half is None else scale * half) for gap, half in gaps]

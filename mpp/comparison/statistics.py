@@ -30,7 +30,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), float(half)
 
 
-def of(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> list[float]:
+def cell_values(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> list[float]:
     """The values of one cell of the table, in the order of seeds."""
     cell = [f for f in findings if (f.arm, f.protocol, f.labels) == (arm, protocol, labels)]
     return [f.value for f in sorted(cell, key=lambda f: f.seed)]
@@ -40,7 +40,7 @@ def difference(
     findings: Iterable[Finding], arm: str, other: str, protocol: str, labels: int
 ) -> tuple[float, float | None]:
     """How far `arm` is above `other`, paired by seed: mean and half its interval."""
-    mine, theirs = of(findings, arm, protocol, labels), of(findings, other, protocol, labels)
+    mine, theirs = cell_values(findings, arm, protocol, labels), cell_values(findings, other, protocol, labels)
     return interval([a - b for a, b in zip(mine, theirs, strict=True)])
 
 
@@ -54,7 +54,7 @@ def verdict(findings: list[Finding], labels: int, classes: int) -> str:
     else:
         does = "beats" if gain > 0 else "is behind"
         says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
-    if of(findings, "supervised", FINE_TUNED, labels):
+    if cell_values(findings, "supervised", FINE_TUNED, labels):
         behind, half = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
         if half is not None and abs(behind) <= half:
             says += f"; it cannot be told apart from supervised pretraining ({points(behind, half)})"

@@ -12,7 +12,7 @@ from torch import Tensor
 from mpp.evaluation.predictions import _MOST_CLASSES, Predictions
 
 
-def draw_confusion(predictions: Predictions, classes: list[str]) -> dict[str, Tensor]:
+def paint_confusion(predictions: Predictions, classes: list[str]) -> dict[str, Tensor]:
     """Confusion matrix (rows: the true class, in % of it) beside the accuracy of each class: {"confusion": uint8
     (1, 3, H, W)}, or nothing with more classes than a picture can show."""
     if len(classes) > _MOST_CLASSES:

@@ -184,7 +184,7 @@ def nearest_visible_colours(images: Tensor, indices: Tensor, patch_size: int) ->
     return nearest @ colours / nearest.sum(-1, keepdim=True)
 
 
-def draw_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:
+def paint_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:
     """Put patches (B, K, C, P, P) into images (B, C, H, W) at the places (B, K); returns new images."""
     p = patches.shape[-1]
     height = images.shape[-2] // p
@@ -194,9 +194,9 @@ def draw_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:
     return rearrange(cells, "b (h w) (c y x) -> b c (h y) (w x)", h=height, y=p, x=p)
 
 
-def draw_corrupted(images: Tensor, indices: Tensor, sources: Tensor, patch_size: int) -> Tensor:
+def paint_corrupted(images: Tensor, indices: Tensor, sources: Tensor, patch_size: int) -> Tensor:
     """What the model sees, as a picture: [mask] is grey, replaced patches show their replacement. uint8 in and out."""
     patches = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=patch_size, x=patch_size)
     with_mask = torch.cat([patches, torch.full_like(patches[:, :1], 128)], dim=1)
     shown = rearrange(gather(with_mask, sources), "b k (c y x) -> b k c y x", y=patch_size, x=patch_size)
-    return draw_patches(images, indices, shown)
+    return paint_patches(images, indices, shown)
