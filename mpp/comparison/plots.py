@@ -10,7 +10,7 @@ from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, differen
 
 
 def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
-    """Accuracy against labels."""
+    """Held-out accuracy against the number of labels."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for arm in arms:
@@ -28,7 +28,7 @@ def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) 
 
 
 def paint_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
-    """Points above scratch, side by side at each label count."""
+    """Gain over scratch in percentage points: a group of bars for each number of labels."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     others = [arm for arm in arms if arm != "scratch"]
@@ -50,13 +50,13 @@ def paint_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> F
 
 
 def paint_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
-    """Held-out accuracy while fine-tuning, one panel for each label count, mean over seeds."""
+    """Held-out accuracy during fine-tuning, mean over seeds; one panel for each number of labels."""
     counts = list(dict.fromkeys(labels for _, labels, _ in curves))
     figure = Figure(figsize=(3.6 * len(counts) + 1, 3.6), layout="constrained")
     for axes, labels in zip(figure.subplots(1, len(counts), squeeze=False, sharey=True)[0], counts, strict=True):
         for k, arm in enumerate(arms):
             runs = [dict(curve) for (name, count, _), curve in curves.items() if (name, count) == (arm, labels)]
-            steps = sorted(set.intersection(*(set(run) for run in runs)))  # at which all seeds were measured
+            steps = sorted(set.intersection(*(set(run) for run in runs)))  # steps at which every seed was evaluated
             means = [100 * statistics.fmean(run[step] for run in runs) for step in steps]
             axes.plot(steps, means, label=arm, marker=".", color=f"C{k}")
         axes.set(title=f"{labels:,} labels", xlabel="step")
