@@ -18,7 +18,7 @@ from mpp.config.options import FineTuneOptim, Optim
 from mpp.data.augment import mixed, randaugmented
 from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, rank_of
-from mpp.figures.confusion import draw_confusion
+from mpp.figures.confusion import paint_confusion
 from mpp.methods.classify import load_classifier
 from mpp.run.folder import read_metrics
 from mpp.run.machine import start_accelerator
@@ -279,8 +279,8 @@ def test_a_set_with_one_split_is_measured_whole(tuned, tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_any_class_name_can_be_drawn():
     found = Predictions(*np.array([[0, 1], [0, 1], [0, 1]]), np.ones(2), np.zeros(2), np.zeros(2))
-    assert draw_confusion(found, ["a$_$", "猫"])["confusion"].shape[:2] == (1, 3)
-    assert draw_confusion(found, [str(k) for k in range(1001)]) == {}
+    assert paint_confusion(found, ["a$_$", "猫"])["confusion"].shape[:2] == (1, 3)
+    assert paint_confusion(found, [str(k) for k in range(1001)]) == {}
 
 
 def test_predictions_are_measured_as_scikit_learn_does():

@@ -12,7 +12,7 @@ from scipy import stats
 
 from mpp.comparison.compare import adopted
 from mpp.comparison.pieces import supervised_piece
-from mpp.comparison.plots import draw_curves
+from mpp.comparison.plots import paint_curves
 from mpp.comparison.statistics import Finding, difference, interval, verdict
 from mpp.config.commands import Compare
 from mpp.errors import UserError
@@ -70,7 +70,7 @@ def test_intervals_and_paired_differences_are_those_of_scipy():
     [
         ([0.60, 0.61, 0.60], "MPP beats scratch by 10.0 ± 0.0 points with 1,000 labels"),
         ([0.40, 0.41, 0.40], "MPP is behind scratch by 10.0 ± 0.0 points with 1,000 labels"),
-        ([0.55, 0.45, 0.52], "With 1,000 labels, MPP cannot be told apart from scratch"),
+        ([0.55, 0.45, 0.52], "With 1,000 labels, MPP does not differ significantly from scratch"),
         ([0.75, 0.76, 0.75], "5.0 ± 0.0 ahead of supervised pretraining"),
         ([0.65, 0.66, 0.65], "5.0 ± 0.0 behind supervised pretraining"),
     ],
@@ -191,7 +191,7 @@ def test_patches_of_a_given_backbone_decide_which_sizes_it_can_be_fine_tuned_at(
 
 def test_learning_curves_are_drawn_at_the_steps_that_all_seeds_were_measured_at():
     curves = {("MPP", 10, 0): [(2, 0.1), (4, 0.2)], ("MPP", 10, 1): [(1, 0.5), (2, 0.3), (3, 0.5), (4, 0.4)]}
-    line = draw_curves(curves, ["MPP"]).axes[0].lines[0]
+    line = paint_curves(curves, ["MPP"]).axes[0].lines[0]
     assert line.get_xydata().tolist() == [[2, pytest.approx(20)], [4, pytest.approx(30)]]
 
 

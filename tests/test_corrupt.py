@@ -86,7 +86,7 @@ def test_a_ratio_that_leaves_no_patch_on_one_side_is_refused(num_patches, ratio)
 
 
 def test_shares_that_do_not_sum_to_one_are_refused():
-    with pytest.raises(ValueError, match="sum 1"):
+    with pytest.raises(ValueError, match="sum to 1"):
         draw_corruption(numbers(2), (4, 4), 0.5, (0.8, 0.1, 0.2))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mpp.data.augment import normalise
 from mpp.methods.corrupt import Corruption
-from mpp.methods.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
+from mpp.methods.targets import make_target, nearest_visible_colours, paint_corrupted, paint_patches
 
 
 def flat_image(*colours: tuple[int, int, int], patch: int = 4) -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_a_perfect_prediction_is_counted_right_and_painted_within_half_a_bin(nam
     assert torch.equal(target.predicted_bins(predictions), target.bins(truth))
     painted = target.pixels(predictions)
     assert torch.equal(painted, target.true_pixels(truth))
-    shown = draw_patches(images, torch.arange(2).expand(2, -1), painted)
+    shown = paint_patches(images, torch.arange(2).expand(2, -1), painted)
     if name != "mean-colour":
         assert (shown.int() - images.int()).abs().max() <= 16
 
@@ -165,5 +165,5 @@ def test_neighbours_guess_equals_a_slow_loop():
 def test_the_picture_of_a_corruption_shows_grey_for_mask_and_the_replacement_for_replaced():
     images = flat_image((255, 0, 0), (0, 255, 0), (0, 0, 255))
     corruption = Corruption(torch.tensor([[0, 1, 2]]), torch.tensor([[3, 2, 2]]))
-    shown = draw_corrupted(images, corruption.indices, corruption.sources, 4)
+    shown = paint_corrupted(images, corruption.indices, corruption.sources, 4)
     assert torch.equal(shown, flat_image((128, 128, 128), (0, 0, 255), (0, 0, 255)))

@@ -1,7 +1,7 @@
-"""How fast are we, and the others? `python tools/benchmark.py --help`.
+"""Compare our speed with that of other libraries: `python tools/benchmark.py --help`.
 
-Contenders take turns in one process, after a warm-up, on the same images, model sizes, batch and precision; what is
-reported is the median over rounds and the spread, and ratios of medians.
+After a warm-up the contenders take turns in one process, with the same images, model size, batch size and precision.
+The benchmark reports the median over rounds, the spread, and ratios of medians.
 """
 
 from __future__ import annotations
@@ -52,50 +52,50 @@ Part = Literal["step", "loader", "train", "memory", "size", "batch"]
 class Benchmark:
     """Measure a training step, the loader, the training command, and cost against image size. Writes tables, JSON, PNG.
 
-    Peers: vit-pytorch's MPP and transformers' ViTForMaskedImageModeling; as a floor, timm's bare ViT, forward and
-    backward, with neither head nor optimiser. Peers that are not installed are left out and named.
+    Peers: vit-pytorch's MPP and transformers' ViTForMaskedImageModeling. The floor is timm's bare ViT, forward and
+    backward, without head or optimiser. The benchmark skips peers that are not installed and names them.
     """
 
     parts: tuple[Part, ...] = ("step", "loader", "train", "memory", "size")
-    """What to measure: a training step beside the peers'; the loader beside theirs; the training command; its memory
-    with a packed set of 100,000 images; cost against image size; and, where asked for, ours against the batch size."""
+    """What to measure. step and loader: ours and the peers'. train: speed of the training command. memory: its memory
+    with a packed set of 100,000 images. size: cost against image size. batch: our speed against the batch size."""
     quick: bool = False
     """Fewer rounds and smaller sizes: under two minutes on two CPU cores."""
     variant: Variant = "S"
-    """Size of the model of the step (with patches of 16)."""
+    """Model size for the training step, with 16 x 16 patches."""
     img_size: int = 224
-    """Side of its images."""
+    """Height and width of the images for the training step, in pixels."""
     batch_size: int | None = None
-    """Images a step. Default: 8 on a CPU (4 with --quick), 128 on a GPU."""
+    """Images per step. Default: 8 on a CPU (4 with --quick), 128 on a GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     rounds: int = 7
-    """Turns of each contender."""
+    """Number of timed rounds for each contender."""
     contenders: tuple[Contender, ...] = ("ours", "vit-pytorch MPP", "transformers MIM", "timm ViT, no head")
-    """Whose step to measure."""
+    """Contenders whose training step to measure; must include ours."""
     steps: int | None = None
     """Steps of the training command. Default: 200 (30 with --quick)."""
     compile: bool | None = None
-    """Measure every contender compiled, too. Default: on a GPU."""
+    """Also measure every contender compiled. Default: only on a GPU."""
     out: str = "runs/benchmark"
-    """Folder of benchmark.json and the plots."""
+    """Folder for benchmark.json and the plots."""
     memory_of: str | None = None
     """Internal: run one contender alone and print its peak memory."""
 
 
 @dataclass
 class Measured:
-    """One contender: seconds of every round."""
+    """The times of one contender: seconds per step in each round."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
 
     def rate(self, images: int) -> float:
-        """Images a second, by the median round."""
+        """Images/s in the median round; `images` is the number of images per step."""
         return images / statistics.median(self.seconds)
 
     def spread(self) -> float:
-        """Half the distance of the quartiles over the median."""
+        """Half the interquartile range (with fewer than 4 rounds, half the range), divided by the median."""
         if len(self.seconds) < 4:
             return (max(self.seconds) - min(self.seconds)) / 2 / statistics.median(self.seconds)
         low, _, high = statistics.quantiles(self.seconds, n=4)
@@ -103,7 +103,7 @@ class Measured:
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; returns what benchmark.json holds."""
+    """Run the benchmark; returns the contents of benchmark.json."""
     config = tyro.cli(Benchmark, args=args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config.batch_size = config.batch_size or (128 if device.type == "cuda" else 4 if config.quick else 8)
@@ -143,11 +143,11 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
 
 
 def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """Images/s of a whole training step of every contender, and its peak memory."""
+    """Images/s and peak memory of every contender's whole training step."""
     images = config.batch_size or 1
     rows: list[Measured] = []
     steps: dict[str, Step] = {}
-    memory: dict[str, float] = {}  # on a GPU, where it is known in this process
+    memory: dict[str, float] = {}  # only on a GPU, where this process can measure it
     for name in config.contenders:
         build = CONTENDERS[name]
         for compiled in (False, True) if config.compile else (False,):
@@ -162,7 +162,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
             except ImportError as error:
                 print(f"left out: {name} ({error})")
                 break
-            except Exception as error:  # a peer that does not compile is said so, and is no fault of the benchmark
+            except Exception as error:  # a peer may fail to compile: name it and go on
                 print(f"left out: {title} ({first_line(error)})")
                 continue
             steps[title] = step
@@ -175,7 +175,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
     flops = MaskedPatchModel(vit, make_target("mean-colour", 16, 3).num_outputs).flops_an_image()
     table: list[dict[str, Any]] = []
     if not any(row.name.startswith(OURS) for row in rows):
-        raise UserError("--contenders must have ours, with which the others are compared")
+        raise UserError("--contenders must include ours; the benchmark compares the others with it")
     for row in rows:
         table.append(
             {
@@ -214,7 +214,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
             for e in table
         ],
     )
-    print(f"MFU of ours: {result['mfu']:.0%} of the {peak / 1e12:.2f} TFLOP/s that a large matrix product reaches here")
+    print(f"our MFU: {result['mfu']:.0%} of the {peak / 1e12:.2f} TFLOP/s that a large matrix product reaches here")
     for other in ("peer", "floor"):
         if best[other]:
             print(f"ours is {result[f'ours_over_best_{other}']:.2f} x the {other} {best[other]['name']}")
@@ -222,7 +222,7 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
 
 
 def fastest(table: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
-    """The row of the contender among `names`, compiled or not, with the most images/s; {} if none is there."""
+    """The row with the most images/s of the contenders `names`, compiled or not; {} if the table has none of them."""
     rows = [entry for entry in table if entry["name"].removesuffix(", compiled") in names]
     return max(rows, key=lambda entry: entry["images_per_second"], default={})
 
@@ -232,7 +232,7 @@ PEERS = ("vit-pytorch MPP", "transformers MIM")
 
 
 def build_ours(config: Benchmark, device: torch.device, compiled: bool, patch_size: int = 16) -> Step:
-    """Ours: corruption drawn, targets and normalisation on the device, head on corrupted tokens alone."""
+    """Ours: targets and normalisation are computed on the device, the head only sees corrupted tokens."""
 
     vit = ViT(config.variant, img_size=config.img_size, patch_size=patch_size)
     target = make_target("mean-colour", patch_size, 3)
@@ -257,15 +257,15 @@ def build_ours(config: Benchmark, device: torch.device, compiled: bool, patch_si
 
 
 def draws_of_steps(batch_size: int, grid: tuple[int, int], pinned: bool) -> Iterator[Corruption]:
-    """What is corrupted in each step: on a GPU drawn ahead and pinned, as by the loader's processes."""
+    """The corruption of each step; for a GPU drawn in advance into pinned memory, as the loader's processes do."""
     steps = range(8) if pinned else itertools.count()
     drawn = (draw_corruption(Numbers(0, Purpose.TRAIN, step, range(batch_size)), grid) for step in steps)
     return itertools.cycle([Corruption(*(part.pin_memory() for part in each)) for each in drawn]) if pinned else drawn
 
 
 def build_vit_pytorch(config: Benchmark, device: torch.device, compiled: bool) -> Step:
-    """lucidrains' MPP. As released it fails with its own current ViT, whose [class] token and positions have lost their
-    leading axis; here they get it back. Its targets want images in 0..1."""
+    """lucidrains' MPP. The released version fails with its own current ViT, whose [class] token and position
+    embeddings lack the leading axis; we add it. The targets need images in 0..1."""
     from vit_pytorch import ViT
     from vit_pytorch.mpp import MPP
 
@@ -317,7 +317,7 @@ def build_transformers(config: Benchmark, device: torch.device, compiled: bool) 
 
 
 def build_timm(config: Benchmark, device: torch.device, compiled: bool) -> Step:
-    """The floor: timm's ViT, forward and backward of the sum of its tokens."""
+    """The floor: forward and backward of timm's ViT; the loss is the sum of its tokens."""
     import timm
 
     size = VARIANTS[config.variant]
@@ -350,7 +350,7 @@ CONTENDERS: dict[str, Callable[[Benchmark, torch.device, bool], Step]] = {
 
 
 def training_step(config: Benchmark, model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Step:
-    """Forward, backward, optimiser, with the same fused AdamW for all."""
+    """Forward, backward and optimiser step; every contender has the same fused AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -364,7 +364,7 @@ def training_step(config: Benchmark, model: nn.Module, loss: Callable[[], Tensor
 
 
 def take_turns(rows: list[Measured], steps: dict[str, Step], rounds: int, device: torch.device) -> None:
-    """Time the contenders in turns; a round on a GPU is twenty steps, so that starting kernels does not count."""
+    """Time the contenders in turns. On a GPU a round is 20 steps, so that kernel launches do not count."""
     repeat = 20 if device.type == "cuda" else 1
     for _ in range(rounds):
         for row in rows:
@@ -377,7 +377,7 @@ def take_turns(rows: list[Measured], steps: dict[str, Step], rounds: int, device
 
 
 def forget_peak(device: torch.device) -> int:
-    """On a GPU, start looking for the most that tensors take; returns what they take now, in bytes."""
+    """Reset the peak memory statistics of a GPU; returns the bytes that tensors use now (0 on a CPU)."""
     if device.type != "cuda":
         return 0
     gc.collect()
@@ -386,7 +386,7 @@ def forget_peak(device: torch.device) -> int:
 
 
 def memory_of(config: Benchmark, name: str) -> float | None:
-    """What two steps of a contender add to a process of its own, in MiB; None where it does not run there."""
+    """Peak memory in MiB that two steps of a contender add in a new process; None if the process fails."""
     options = ["--variant", config.variant, "--img-size", str(config.img_size), "--batch-size", str(config.batch_size)]
     options += ["--precision", config.precision]
     line = [sys.executable, __file__, *options, "--memory-of", name]
@@ -395,20 +395,20 @@ def memory_of(config: Benchmark, name: str) -> float | None:
 
 
 def peak_memory_here(config: Benchmark, device: torch.device) -> float:
-    """What two steps add to this process, at the most."""
+    """Peak memory in MiB that two steps add to this process."""
     train_well_on(device)
     name = config.memory_of or ""
     compiled = name.endswith(", compiled")
     step = CONTENDERS[name.removesuffix(", compiled")](config, device, compiled)
     before = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which building the model has raised
     for _ in range(2):
         step()
     return resident_mib("VmHWM") - before
 
 
 def resident_mib(field: str) -> float:
-    """Of this process's memory in MiB: VmRSS (now) or VmHWM (at most)."""
+    """Memory of this process in MiB: VmRSS (now) or VmHWM (peak)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 
@@ -420,7 +420,7 @@ Batches = Callable[[], Iterator[Tensor]]
 
 
 def measure_loader(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """Images/s of one process, which reads, decodes, crops and flips: small images, and photographs' sizes."""
+    """Images/s of one process that reads, decodes, crops and flips small images and photograph-sized images."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -443,7 +443,7 @@ def measure_loader(config: Benchmark, device: torch.device, out: Path) -> dict[s
                 for row in rows:
                     started = time.perf_counter()
                     seen = sum(len(images) for images in loaders[row.name]())
-                    if turn:  # the first goes over cold files
+                    if turn:  # the first turn reads files that are not yet cached
                         row.seconds.append((time.perf_counter() - started) / seen)
             rates = {row.name: row.rate(1) for row in rows}
             found[title] = {
@@ -468,11 +468,11 @@ def measure_loader(config: Benchmark, device: torch.device, out: Path) -> dict[s
     return found
 
 
-PACKED = "ours, packed"  # photographs with their short side at 256
+PACKED = "ours, packed"  # stores photographs with a short side of 256
 
 
 def make_jpegs(folder: Path, count: int, height: int, width: int) -> None:
-    """Photograph-like files: smooth random fields with some noise, so that they compress as photographs do."""
+    """Write JPEGs of smooth random fields with some noise, which compress as photographs do."""
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / str(i % 4) / f"{i}.jpg"
@@ -485,7 +485,7 @@ def make_jpegs(folder: Path, count: int, height: int, width: int) -> None:
 
 
 def our_batches(path: str, size: int, crop: Any, batch: int, seen: int) -> Batches:
-    """Batches of training as mpp/pretrain.py reads them, but for the corruption."""
+    """Training batches as mpp/pretrain.py reads them, without the corruption."""
     images = load_images(path, "train", size=(size, size))
     view = View((size, size), crop, pad=4, scale=(0.2, 1.0), flip=0.5)
 
@@ -498,7 +498,7 @@ def our_batches(path: str, size: int, crop: Any, batch: int, seen: int) -> Batch
 
 
 def pil_transforms(size: int, crop: str) -> Any:
-    """The usual transforms, to uint8 tensors."""
+    """The usual torchvision transforms, from PIL images to uint8 tensors."""
     from torchvision.transforms import v2
 
     pad = v2.RandomCrop(size, padding=4, padding_mode="reflect")
@@ -521,7 +521,7 @@ def image_folder_batches(root: Path, size: int, crop: str, batch: int) -> Batche
 
 
 def datasets_batches(root: Path, size: int, crop: str, batch: int) -> Batches:
-    """`datasets` with a transform, as transformers' run_mim reads."""
+    """`datasets` with a transform, as in transformers' run_mim."""
     from datasets import load_dataset
 
     transform = pil_transforms(size, crop)
@@ -536,7 +536,7 @@ def datasets_batches(root: Path, size: int, crop: str, batch: int) -> Batches:
 
 
 class Noise:
-    """Images of 32 x 32 of nothing in particular, each of its own colour."""
+    """Images of 32 x 32 pixels, each of one colour that no other image has."""
 
     label_names = None
 
@@ -557,8 +557,8 @@ class Noise:
 
 
 def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """The training command itself, with two worker processes: images/s, MFU, and the share of time that it waited for
-    data. On a CPU the small preset on a packed set; on a GPU --variant on JPEGs of 500 x 375 as well."""
+    """Images/s, MFU and share of time waiting for data of the training command. Runs the small preset on a packed set
+    with two worker processes; on a GPU also --variant on JPEGs of 500 x 375."""
     steps = config.steps or (30 if config.quick else 200)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -579,7 +579,7 @@ def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict
             size += ["--augment.crop", "resized", "--data.path", str(root / "photos"), "--train.log-every", "20"]
             runs[f"{config.variant}/16, JPEGs of 500 x 375"] = size
         found: dict[str, dict[str, float]] = {}
-        for title, options in reversed(runs.items()):  # the larger first, and each told at once, lest time be up
+        for title, options in reversed(runs.items()):  # the larger first; printed at once in case time runs out
             found[title] = run_training(root / str(len(found)), steps, options)
             print(f"{title}: {found[title]}", flush=True)
     show(
@@ -600,7 +600,7 @@ def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict
 
 
 def run_training(output: Path, steps: int, options: list[str]) -> dict[str, float]:
-    """The training command in a process of its own: medians of its speeds after the first tenth, and its seconds."""
+    """Run the training command in a new process: median speeds after the first tenth of the steps, total seconds."""
     script = str(Path(__file__).parents[1] / "mpp" / "pretrain.py")
     shared = ["--train.steps", str(steps), "--eval.every", str(steps), "--eval.images", "64", "--output", str(output)]
     started = time.perf_counter()
@@ -615,8 +615,8 @@ def run_training(output: Path, steps: int, options: list[str]) -> dict[str, floa
 
 
 def measure_memory(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """What the training command with a packed set of 100,000 images takes above training the bare model: most memory
-    of the process, in MiB. Both train the small preset, and see 25,600 images."""
+    """Peak process memory in MiB of the training command with a packed set of 100,000 images, and of training the bare
+    model. Both train the small preset at batch 256: the command 100 steps (10 with --quick), the bare model 10."""
     with tempfile.TemporaryDirectory() as folder:
         pack({"train": Noise(100_000)}, Path(folder) / "set.mpp", "noise", progress=False)
         options = ["--train.steps", "100", "--train.batch-size", "256", "--eval.every", "100", "--eval.images", "256"]
@@ -627,9 +627,9 @@ def measure_memory(config: Benchmark, device: torch.device, out: Path) -> dict[s
         command = most_memory([script, *options])
     bare = most_memory([__file__, "--memory-of", BARE])
     show(
-        "Most memory of the process, nano at batch 256",
+        "Peak memory of the process, nano at batch 256",
         ["", "MiB"],
-        [["mpp/pretrain.py, 100,000 packed images", f"{command:,.0f}"], ["the bare model's training", f"{bare:,.0f}"]],
+        [["mpp/pretrain.py, 100,000 packed images", f"{command:,.0f}"], ["training the bare model", f"{bare:,.0f}"]],
     )
     return {"command_mib": command, "bare_mib": bare, "above_mib": command - bare}
 
@@ -638,7 +638,7 @@ BARE = "bare"
 
 
 def train_bare(config: Benchmark, device: torch.device) -> None:
-    """Ten steps of the small preset's model on random images, with nothing of the toolkit around it."""
+    """Ten steps of the small preset's model on random images, without loader, training loop or run folder."""
     each = replace(config, variant="nano", img_size=32, batch_size=256)
     step = build_ours(each, device, False, patch_size=4)
     for _ in range(10):
@@ -646,8 +646,8 @@ def train_bare(config: Benchmark, device: torch.device) -> None:
 
 
 def most_memory(line: list[str]) -> float:
-    """Most memory that a Python script took at any moment, in MiB. It tells by itself at its end, because what the
-    system tells of a child includes this process's memory when it was started."""
+    """Peak memory of a Python script in MiB. The script itself prints it at exit, because the system's figure for a
+    child process includes the memory of this process at the start."""
     code = (
         "import atexit, runpy, sys; sys.argv = sys.argv[1:]; "
         "tell = lambda: print(*(x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM'))); "
@@ -658,7 +658,7 @@ def most_memory(line: list[str]) -> float:
 
 
 def said_by(line: list[str], title: str) -> str:
-    """What Python prints with these arguments, in its own process. Raises UserError with its last line if it fails."""
+    """Output of a new Python process with these arguments. Raises UserError with its last error line if it fails."""
     done = subprocess.run([sys.executable, *line], capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -667,7 +667,7 @@ def said_by(line: list[str], title: str) -> str:
 
 
 def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """Images/s against image size, and on a GPU the largest batch that fits: the two figures of the ViT paper."""
+    """Images/s against image size and, on a GPU, the largest batch that fits: two figures of the ViT paper."""
     from matplotlib.figure import Figure
 
     sizes = (64, 128, 224) if config.quick else (64, 128, 224, 288, 384)
@@ -697,7 +697,7 @@ def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[st
         entries = [e for e in found.values() if e["variant"] == variant]
         patches = np.array([e["patches"] for e in entries], float)
         seconds = np.array([1 / e["images_per_second"] for e in entries])
-        # what an image costs = a per patch + b per pair of patches: the quadratic term of attention
+        # seconds per image = a N + b N^2 for N patches; attention causes the quadratic term
         terms, *_ = np.linalg.lstsq(np.stack([patches, patches**2], 1), seconds, rcond=None)
         at = np.linspace(sizes[0], sizes[-1])
         n = (at / 16) ** 2
@@ -725,7 +725,7 @@ def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[st
 
 
 def measure_batches(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
-    """Images/s of our step, not compiled, from a quarter of --batch-size to four times it."""
+    """Images/s of our step, not compiled, at 1/4, 1/2, 1, 2 and 4 times --batch-size."""
     found = {}
     for images in (max(1, (config.batch_size or 1) * quarters // 4) for quarters in (1, 2, 4, 8, 16)):
         step = build_ours(replace(config, batch_size=images), device, False)
@@ -740,7 +740,7 @@ def measure_batches(config: Benchmark, device: torch.device, out: Path) -> dict[
 
 
 def largest_batch(config: Benchmark) -> int:
-    """The largest power of two of images whose step fits in the GPU's memory."""
+    """The largest power of two as batch size, from 8 on, at which a step fits into the GPU's memory."""
     device, batch = torch.device("cuda"), 8
     while batch < 1 << 16:
         try:
@@ -759,32 +759,32 @@ def largest_batch(config: Benchmark) -> int:
 
 
 def random_images(config: Benchmark, device: torch.device) -> Tensor:
-    """uint8 (B, 3, H, W), the same for all contenders."""
+    """Random images, uint8 (B, 3, H, W), the same for all contenders."""
     rng = torch.Generator().manual_seed(0)
     shape = (config.batch_size or 1, 3, config.img_size, config.img_size)
     return torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8).to(device)
 
 
 def autocast(config: Benchmark, device: torch.device) -> torch.autocast:
-    """--precision."""
+    """Autocast to --precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def train_well_on(device: torch.device) -> None:
-    """The settings that training has, for all contenders."""
+    """Apply the process settings of our training; they hold for all contenders."""
     use_all_cores()
     if device.type == "cpu":
         keep_freed_memory()
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured where."""
+    """Device, threads, PyTorch version and date of the measurement."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "date": time.strftime("%F")}
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The benchmark's parts that want a GPU, on one, inside ten minutes, the most important first; each has its own limit, so
-# that a slow one costs no other. Results: OUT/*/benchmark.json, plots, and OUT/log.txt with the tables.
+# Run the benchmark's GPU parts on one GPU in at most ten minutes, the most important first. Each part has its own time
+# limit, so a slow part takes no time from the others. Results: OUT/*/benchmark.json, plots, OUT/log.txt with the tables.
 #   pip install -e '.[test]' vit-pytorch && tools/gpu_check.sh [OUT]
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$out/inductor}" # compiled once, the second time too
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$out/inductor}" # a second call reuses the compiled kernels
 measure() { # limit in seconds, name, options
     local limit=$1 name=$2
     shift 2
     echo "== $name"
-    timeout "$limit" python tools/benchmark.py --out "$out/$name" "$@" || echo "$name ended with $?"
+    timeout "$limit" python tools/benchmark.py --out "$out/$name" "$@" || echo "$name ended with exit code $?"
 }
 
 {

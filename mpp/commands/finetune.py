@@ -20,7 +20,7 @@ from mpp.data.images import Images, Subset
 from mpp.data.splits import at_most, hold_out, open_labelled, open_measured
 from mpp.errors import UserError
 from mpp.evaluation.predictions import export, refuse_unwritable
-from mpp.figures.confusion import draw_confusion
+from mpp.figures.confusion import paint_confusion
 from mpp.methods.classify import load_classifier, predict_set
 from mpp.models.backbones import digest_of, downstream_vit, fitted, refuse_shape_options
 from mpp.models.vit import ViT
@@ -97,7 +97,7 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         result |= {"unreadable_images": unreadable}
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         records.log(0, metrics)
-        records.pictures(0, draw_confusion(predictions, model.classes))
+        records.pictures(0, paint_confusion(predictions, model.classes))
         records.close()
         finish(output, config, result)
         if config.export_predictions:

@@ -1,4 +1,4 @@
-"""What a comparison takes: estimated before, in time; told after, in images, seconds and floating-point operations."""
+"""The cost of a comparison: a time estimate before it; images, seconds and floating-point operations after it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mpp.models.vit import ViT
 from mpp.run.machine import in_precision
 from mpp.training.flops import flops_an_image
 
-_UNKNOWN = 10_000  # images of a set whose size nobody asked for
+_UNKNOWN = 10_000  # assumed number of images where no option gives it
 
 
 def plan(config: Compare, pieces: list[tuple[str, Any, bool]], accelerator: Accelerator) -> str:
-    """What will be done and how long it may take, from the speed of a step on this device, in this precision. Of each
-    piece: its title, its options, and whether it is done."""
+    """List the runs with their estimated times, from the speed of a step on this device in this precision.
+    Each piece is (title, options, whether it is done)."""
     pretrained = height_width(config.pretrain.model.img_size)
     sizes = {pretrained, height_width(config.finetune.model.img_size or pretrained)}
     device = accelerator.device
@@ -41,11 +41,11 @@ def plan(config: Compare, pieces: list[tuple[str, Any, bool]], accelerator: Acce
     lines = [f"The comparison takes {len(pieces)} runs, of which {sum(done for *_, done in pieces)} are done:"]
     for (title, _, done), needs in zip(pieces, seconds, strict=True):
         lines.append(f"  {'     done' if done else f'{needs / 60:5.1f} min'}  {title}")
-    return "\n".join([*lines, f"about {sum(seconds) / 60:.0f} minutes in all, on one process like this one"])
+    return "\n".join([*lines, f"about {sum(seconds) / 60:.0f} minutes in all, with one process on this device"])
 
 
 def estimate(options: Pretrain | Supervised | LinearProbe | FineTune, train: float, forward: float) -> float:
-    """Seconds that a run may take, at so many an image; one more to start."""
+    """Estimated seconds of a run; `train` and `forward` are seconds per image. Includes the start of the run."""
     if isinstance(options, LinearProbe):
         return 5 + ((options.probe.eval_images or _UNKNOWN) + (options.data.labels or _UNKNOWN)) * forward
     evaluations = -(-options.train.steps // options.eval.every) * (options.eval.images or _UNKNOWN)
@@ -54,7 +54,7 @@ def estimate(options: Pretrain | Supervised | LinearProbe | FineTune, train: flo
 
 
 def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[float, float]:
-    """Seconds that training on an image takes, and looking at one: the faster of two goes."""
+    """Seconds per image of a training step and of a forward pass, each the faster of two trials."""
     images = torch.zeros(batch, vit.in_chans, *vit.img_size, device=device)
 
     def seconds(train: bool) -> float:
@@ -70,7 +70,7 @@ def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[fl
 
 
 def cost_of(arm: str, init: str, config: Compare, classes: int) -> Cost:
-    """What an arm took: its pretraining, where a run says so, and one fine-tuning with all trials of learning rates."""
+    """Cost of an arm: its pretraining, if its run recorded it, and one fine-tuning with all learning rate trials."""
     vit = build_vit(config.pretrain.model) if init == "scratch" else load_backbone(init)
     vit.resize(height_width(config.finetune.model.img_size or vit.img_size))
     runs = 1 + len(config.finetune.optim.lr_grid)
@@ -86,7 +86,7 @@ def cost_of(arm: str, init: str, config: Compare, classes: int) -> Cost:
 
 
 def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
-    """Images seen, seconds and FLOPs an image of a run of mpp/pretrain.py or recipes/supervised.py."""
+    """Images seen, seconds and FLOPs per image of a run of mpp/pretrain.py or recipes/supervised.py, else None."""
     if not ((folder / "result.json").exists() and (folder / "config.toml").exists()):
         return None
     run = json.loads((folder / "result.json").read_text(encoding="utf-8"))

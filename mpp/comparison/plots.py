@@ -6,15 +6,15 @@ import statistics
 
 from matplotlib.figure import Figure
 
-from mpp.comparison.statistics import FINE_TUNED, Finding, difference, interval, of
+from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval
 
 
-def draw_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
-    """Accuracy against labels."""
+def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
+    """Held-out accuracy against the number of labels."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for arm in arms:
-        cells = [interval(of(findings, arm, FINE_TUNED, labels)) for labels in counts]
+        cells = [interval(cell_values(findings, arm, FINE_TUNED, labels)) for labels in counts]
         axes.errorbar(
             counts, [100 * m for m, _ in cells], [100 * (h or 0) for _, h in cells], label=arm, marker="o", capsize=4
         )
@@ -27,8 +27,8 @@ def draw_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -
     return figure
 
 
-def draw_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
-    """Points above scratch, side by side at each label count."""
+def paint_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
+    """Gain over scratch in percentage points: a group of bars for each number of labels."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     others = [arm for arm in arms if arm != "scratch"]
@@ -49,14 +49,14 @@ def draw_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Fi
     return figure
 
 
-def draw_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
-    """Held-out accuracy while fine-tuning, one panel for each label count, mean over seeds."""
+def paint_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], arms: list[str]) -> Figure:
+    """Held-out accuracy during fine-tuning, mean over seeds; one panel for each number of labels."""
     counts = list(dict.fromkeys(labels for _, labels, _ in curves))
     figure = Figure(figsize=(3.6 * len(counts) + 1, 3.6), layout="constrained")
     for axes, labels in zip(figure.subplots(1, len(counts), squeeze=False, sharey=True)[0], counts, strict=True):
         for k, arm in enumerate(arms):
             runs = [dict(curve) for (name, count, _), curve in curves.items() if (name, count) == (arm, labels)]
-            steps = sorted(set.intersection(*(set(run) for run in runs)))  # at which all seeds were measured
+            steps = sorted(set.intersection(*(set(run) for run in runs)))  # steps at which every seed was evaluated
             means = [100 * statistics.fmean(run[step] for run in runs) for step in steps]
             axes.plot(steps, means, label=arm, marker=".", color=f"C{k}")
         axes.set(title=f"{labels:,} labels", xlabel="step")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.comparison.plots import draw_accuracy, draw_curves, draw_gain
-from mpp.comparison.statistics import FINE_TUNED, Finding, difference, interval, of, points, verdict
+from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain
+from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval, points, verdict
 from mpp.config.commands import Compare
 
 PAPER = (
@@ -25,7 +25,7 @@ Block = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """What an arm took; None where it is not known."""
+    """Cost of an arm; None for an unknown value."""
 
     arm: str
     pretraining_images: int | None
@@ -37,29 +37,29 @@ class Cost:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a report tells of."""
+    """Everything that a report shows."""
 
     config: Compare
     classes: int
     arms: list[str]
     findings: list[Finding]
     costs: list[Cost]
-    curves: dict[tuple[str, int, int], list[tuple[int, float]]]  # held-out accuracy by step, of (arm, labels, seed)
-    details: dict[str, tuple[Path, dict[str, float]]]  # a fine-tuned run of each arm, and its accuracy of each class
-    layers: dict[str, str]  # the blocks whose features were judged
-    trained_here: list[str]  # arms whose pretraining is part of the comparison
+    curves: dict[tuple[str, int, int], list[tuple[int, float]]]  # (arm, labels, seed) -> (step, held-out accuracy)
+    details: dict[str, tuple[Path, dict[str, float]]]  # arm -> a fine-tuned run, accuracy by class
+    layers: dict[str, str]  # arm -> the blocks whose features the probes use
+    trained_here: list[str]  # arms pretrained as part of the comparison
 
 
 def write_report(output: Path, found: Comparison) -> str:
-    """Write report.md, report.html, results.csv and plots/; returns what the terminal shows."""
+    """Write report.md, report.html, results.csv and plots/; returns the text for the terminal."""
     (output / "plots").mkdir(parents=True, exist_ok=True)
     config, arms, findings = found.config, found.arms, found.findings
     counts = sorted({f.labels for f in findings if f.protocol == FINE_TUNED})
     verdicts = [verdict(findings, labels, found.classes) for labels in counts]
     plots = {
-        "accuracy.png": draw_accuracy(findings, arms, counts),
-        "gain.png": draw_gain(findings, arms, counts),
-        "curves.png": draw_curves(found.curves, arms),
+        "accuracy.png": paint_accuracy(findings, arms, counts),
+        "gain.png": paint_gain(findings, arms, counts),
+        "curves.png": paint_curves(found.curves, arms),
     }
     for name, figure in plots.items():
         figure.savefig(output / "plots" / name, dpi=110)
@@ -78,28 +78,28 @@ def write_report(output: Path, found: Comparison) -> str:
         findings, arms, list(dict.fromkeys((f.protocol, f.labels) for f in findings if f.protocol != FINE_TUNED))
     )
     blocks: list[Block] = [
-        ("h1", "What did pretraining buy?"),
+        ("h1", "What is the gain from pretraining?"),
         *(("p", sentence) for sentence in verdicts),
         ("p", PAPER),
         ("h2", "Fine-tuned"),
         ("p", f"Held-out top-1 in % on {task}: mean over seeds {seeds} ± half the 95 % confidence interval."),
         ("table", tuned),
-        ("figure", (output / "plots" / "accuracy.png", "Accuracy against labels, with 95 % confidence intervals")),
+        ("figure", (output / "plots" / "accuracy.png", "Accuracy by number of labels, with 95 % confidence intervals")),
         ("figure", (output / "plots" / "gain.png", "Gain over scratch, paired by seed")),
         ("figure", (output / "plots" / "curves.png", "Learning curves: mean over seeds of held-out accuracy")),
         ("h2", "Frozen features"),
         ("p", frozen_note(found)),
         ("table", frozen),
-        ("h2", "What it cost"),
+        ("h2", "Cost"),
         ("table", cost_table(found.costs)),
         ("h2", "What is equal, and what is not"),
         ("p", fairness(found)),
-        ("h2", f"Class by class, with {counts[-1]:,} labels, seed {config.seeds[0]}"),
+        ("h2", f"Accuracy by class, with {counts[-1]:,} labels, seed {config.seeds[0]}"),
         ("table", class_table(found.details)),
     ]
     for arm, (folder, _) in found.details.items():
         if picture := max((folder / "samples").glob("confusion*.png"), default=None):
-            blocks.append(("figure", (picture, f"Confusion of {arm}")))
+            blocks.append(("figure", (picture, f"Confusion matrix of {arm}")))
     (output / "report.md").write_text(as_markdown(blocks, output), encoding="utf-8")
     (output / "report.html").write_text(as_html(blocks), encoding="utf-8")
     shown: list[Block] = [("table", tuned), ("table", frozen), *(("p", sentence) for sentence in verdicts)]
@@ -110,13 +110,13 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int]]) -> Table:
-    """Arms in columns, and what MPP is above the others."""
+    """A column for each arm, then for the gain of MPP over each other arm; a row for each (protocol, labels)."""
     others = [arm for arm in arms if arm != "MPP"]
     header = ["", *arms, *(f"MPP - {arm}" for arm in others)]
     body = []
     for protocol, labels in rows:
-        scale = 0.01 if protocol == "effective rank" else 1.0  # a number, not a share
-        cells = [interval([scale * v for v in of(findings, arm, protocol, labels)]) for arm in arms]
+        scale = 0.01 if protocol == "effective rank" else 1.0  # not a share: cancels the factor 100 of `points`
+        cells = [interval([scale * v for v in cell_values(findings, arm, protocol, labels)]) for arm in arms]
         gaps = [difference(findings, "MPP", arm, protocol, labels) for arm in others]
         shown = [points(*cell) for cell in cells]
         shown += [points(scale * gap, None if half is None else scale * half) for gap, half in gaps]
@@ -125,7 +125,7 @@ def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int
 
 
 def cost_table(costs: list[Cost]) -> Table:
-    """Images, seconds and floating-point operations."""
+    """Images, seconds and floating-point operations of each arm."""
     header = ["", "pretraining: images", "seconds", "TFLOPs", "each fine-tuning: images", "TFLOPs"]
     rows = []
     for cost in costs:
@@ -133,7 +133,7 @@ def cost_table(costs: list[Cost]) -> Table:
         rows.append(
             [
                 cost.arm,
-                f"{cost.pretraining_images:,}" if known else "not known",
+                f"{cost.pretraining_images:,}" if known else "unknown",
                 "-" if cost.pretraining_seconds is None else f"{cost.pretraining_seconds:,.0f}",
                 "-" if cost.pretraining_flops is None else f"{cost.pretraining_flops / 1e12:,.3g}",
                 f"{cost.finetuning_images:,}",
@@ -151,23 +151,23 @@ def class_table(details: dict[str, tuple[Path, dict[str, float]]]) -> Table:
 
 
 def frozen_note(found: Comparison) -> str:
-    """How frozen features were judged."""
+    """How frozen features are evaluated."""
     layers = "; ".join(f"{arm} {numbers}" for arm, numbers in found.layers.items())
     return (
-        f"The backbone as it came; of scratch, random weights. Features ({found.config.finetune.model.pool}) are those "
-        f"after block: {layers}. Penalties of regressions on all labels are chosen on a fifth of them; with few labels "
-        f"the penalty is fixed."
+        f"The backbones before fine-tuning; scratch has random weights. Features ({found.config.finetune.model.pool}) "
+        f"are taken after block: {layers}. Regressions on all labels choose their penalty on a held-out fifth of them; "
+        f"with few labels the penalty is fixed."
     )
 
 
 def fairness(found: Comparison) -> str:
-    """What the arms share."""
+    """What is equal for all arms and what is not."""
     config = found.config
     pretrain, tune = config.pretrain, config.finetune
     grid = (
-        f"peak learning rate chosen from {', '.join(map(str, tune.optim.lr_grid))} on a fifth of the labels, arm by arm"
+        f"each arm's peak learning rate chosen from {', '.join(map(str, tune.optim.lr_grid))} on a fifth of the labels"
         if tune.optim.lr_grid
-        else f"the same learning rate {tune.optim.lr:g} for all, tuned for none"
+        else f"the same untuned learning rate {tune.optim.lr:g} for all arms"
     )
     here = ""
     if found.trained_here:
@@ -176,21 +176,21 @@ def fairness(found: Comparison) -> str:
             f"{pretrain.data.path}, with the same model, augmentation and optimiser ({pretrain.optim.name}, lr "
             f"{pretrain.optim.lr:g}): {', '.join(found.trained_here)}. Supervised pretraining sees labels"
             + (f" ({pretrain.data.label_column})" if pretrain.data.label_column else "")
-            + ", masked patch prediction none. "
+            + ", masked patch prediction does not. "
         )
     if len(found.trained_here) < len(found.arms) - 1:
-        here += "A backbone that was given has the budget of its own run, above. "
+        here += "A given backbone has the budget of its own run, see the cost table. "
     return (
         f"{here}Each fine-tuning takes {tune.train.steps:,} steps of {tune.train.batch_size} with {tune.optim.name}, "
-        f"{grid}; {tune.model.pool} pooling; the same labels, order and augmentation for all arms of a seed. Scratch "
-        f"has no pretraining, so its total budget is smaller. There is one pretraining of each kind, so intervals are "
-        f"over fine-tunings alone (and the weights of scratch). Accuracies are those after the last step; nothing was "
-        f"chosen by them."
+        f"{grid}; {tune.model.pool} pooling; with the same seed all arms have the same labels, order and augmentation. "
+        f"Scratch has no pretraining, so its total budget is smaller. Each kind is pretrained once, so the intervals "
+        f"cover the variation between fine-tunings (and between the initial weights of scratch) only. Accuracies are "
+        f"measured after the last step and are not used to choose anything."
     )
 
 
 def as_markdown(blocks: list[Block], folder: Path) -> str:
-    """Blocks as Markdown, pictures by their path from `folder`."""
+    """Blocks as Markdown; picture paths are relative to `folder`."""
     lines = []
     for kind, content in blocks:
         if kind == "table":
@@ -207,7 +207,7 @@ def as_markdown(blocks: list[Block], folder: Path) -> str:
 
 
 def as_html(blocks: list[Block]) -> str:
-    """Blocks as one HTML file that needs no other."""
+    """Blocks as one HTML file with the pictures in it."""
     parts = []
     for kind, content in blocks:
         if kind == "table":
@@ -229,7 +229,7 @@ def as_html(blocks: list[Block]) -> str:
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>What did pretraining buy?</title>
+<title>What is the gain from pretraining?</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }

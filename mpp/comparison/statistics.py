@@ -13,7 +13,7 @@ FINE_TUNED = "fine-tuned"
 
 @dataclass(frozen=True)
 class Finding:
-    """One number: what `protocol` gave for an arm with so many labels and a seed (accuracies in 0..1)."""
+    """One result: the value of `protocol` for one arm, number of labels and seed. Accuracies are in 0..1."""
 
     arm: str
     protocol: str
@@ -23,15 +23,15 @@ class Finding:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half the width of its 95 % confidence interval (Student's t); None from a single value."""
+    """Mean, and half the width of its 95 % confidence interval (Student's t) or None for a single value."""
     if len(values) < 2:
         return values[0], None
     half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return statistics.fmean(values), float(half)
 
 
-def of(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> list[float]:
-    """The values of one cell of the table, in the order of seeds."""
+def cell_values(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> list[float]:
+    """The values of one cell of the table, sorted by seed."""
     cell = [f for f in findings if (f.arm, f.protocol, f.labels) == (arm, protocol, labels)]
     return [f.value for f in sorted(cell, key=lambda f: f.seed)]
 
@@ -39,25 +39,25 @@ def of(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> lis
 def difference(
     findings: Iterable[Finding], arm: str, other: str, protocol: str, labels: int
 ) -> tuple[float, float | None]:
-    """How far `arm` is above `other`, paired by seed: mean and half its interval."""
-    mine, theirs = of(findings, arm, protocol, labels), of(findings, other, protocol, labels)
+    """Gain of `arm` over `other`, paired by seed: its mean and half its interval, as `interval` returns them."""
+    mine, theirs = cell_values(findings, arm, protocol, labels), cell_values(findings, other, protocol, labels)
     return interval([a - b for a, b in zip(mine, theirs, strict=True)])
 
 
 def verdict(findings: list[Finding], labels: int, classes: int) -> str:
-    """One sentence on fine-tuning with so many labels."""
+    """Compare MPP with scratch and supervised pretraining after fine-tuning on `labels` labels, in one sentence."""
     gain, half = difference(findings, "MPP", "scratch", FINE_TUNED, labels)
     if half is None:
-        says = f"With {labels:,} labels, MPP is {points(gain)} points from scratch (one seed: no interval)"
+        says = f"With {labels:,} labels, MPP minus scratch is {points(gain)} points (one seed: no interval)"
     elif abs(gain) <= half:
-        says = f"With {labels:,} labels, MPP cannot be told apart from scratch ({points(gain, half)} points)"
+        says = f"With {labels:,} labels, MPP does not differ significantly from scratch ({points(gain, half)} points)"
     else:
         does = "beats" if gain > 0 else "is behind"
         says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
-    if of(findings, "supervised", FINE_TUNED, labels):
+    if cell_values(findings, "supervised", FINE_TUNED, labels):
         behind, half = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
         if half is not None and abs(behind) <= half:
-            says += f"; it cannot be told apart from supervised pretraining ({points(behind, half)})"
+            says += f"; it does not differ significantly from supervised pretraining ({points(behind, half)})"
         else:
             stands = "ahead of" if behind > 0 else "behind"
             says += f"; it is {points(abs(behind), half)} {stands} supervised pretraining"
@@ -65,5 +65,5 @@ def verdict(findings: list[Finding], labels: int, classes: int) -> str:
 
 
 def points(value: float, half: float | None = None) -> str:
-    """A share as percentage points: "3.1 +- 0.4"."""
+    """A share in 0..1 as percentage points: "3.1 ± 0.4"."""
     return f"{100 * value:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")

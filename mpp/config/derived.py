@@ -24,7 +24,7 @@ def num_corrupted(num_patches: int, ratio: float) -> int:
     count = round(ratio * num_patches)
     if not 0 < count < num_patches:
         raise ValueError(
-            f"ratio {ratio} of {num_patches} patches corrupts {count}; at least one must be corrupted and one must not"
+            f"ratio {ratio} corrupts {count} of {num_patches} patches; at least one must be corrupted, and one not"
         )
     return count
 
@@ -36,7 +36,7 @@ def cells_a_side(target: str, patch_size: int) -> int:
         return 0
     grid = re.fullmatch(r"(\d+)x\1", target)
     if target != "mean-colour" and not grid:
-        raise ValueError(f"there is no target {target!r}; there are: mean-colour, 4x4 (or another square), pixels")
+        raise ValueError(f"unknown target {target!r}; the targets are: mean-colour, 4x4 (or another square), pixels")
     cells = int(grid[1]) if grid else 1
     if cells < 1 or patch_size % cells:
         raise ValueError(f"a patch of {patch_size}x{patch_size} pixels does not divide into {target} cells")

@@ -1,4 +1,4 @@
-"""What a classifier says of a whole set: measured, drawn and exported."""
+"""A classifier's predictions for a whole set: computed, measured and exported."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from mpp.data.loader import Batch
 from mpp.errors import UserError
 from mpp.run.folder import why_unwritable, writing
 
-_MOST_CLASSES = 1000  # in a confusion matrix that is drawn: memory grows with their square
+_MOST_CLASSES = 1000  # in a confusion matrix as a picture: memory grows with their square
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One row an image, in the order of the set. All (M,)."""
+    """One entry per image, in the order of the set. All arrays have shape (M,)."""
 
-    index: np.ndarray  # of the image in its set
+    index: np.ndarray  # position of the image in its set
     label: np.ndarray
     predicted: np.ndarray  # the class with the highest score
-    confidence: np.ndarray  # its probability, in 0..1
-    rank: np.ndarray  # how many classes score above the true one
+    confidence: np.ndarray  # probability of the predicted class, in 0..1
+    rank: np.ndarray  # number of classes that score above the true one
     loss: np.ndarray  # cross-entropy
 
     def metrics(self) -> dict[str, float]:
-        """Loss, and the share of images (0..1) whose label is the highest, or among the five highest, scores."""
+        """Mean loss, and top-1 and top-5 accuracy in 0..1."""
         top1, top5 = np.mean(self.rank < 1), np.mean(self.rank < 5)
         return {"loss": float(np.mean(self.loss)), "top1": float(top1), "top5": float(top5)}
 
     def per_class(self, classes: list[str]) -> dict[str, float]:
-        """The share of each class's images that is told right; classes without images are left out."""
+        """Accuracy of each class in 0..1, by class name; classes without images are left out."""
         right = self.rank < 1
         return {name: float(right[self.label == k].mean()) for k, name in enumerate(classes) if (self.label == k).any()}
 
     def confusion(self, classes: int) -> np.ndarray:
-        """How many images of each class (row) are taken for each (column): (classes, classes) int64."""
+        """Number of images for each true class (row) and predicted class (column): (classes, classes) int64."""
         counts = np.bincount(self.label * classes + self.predicted, minlength=classes**2)
         return counts.reshape(classes, classes)
 
@@ -55,9 +55,9 @@ class Predictions:
 def predict(
     model: nn.Module, batches: Iterable[Batch], relabel: Tensor, accelerator: Accelerator, total: int
 ) -> Predictions:
-    """Predict a set. Each process takes its own batches, and all get the whole: no image is missing or there twice.
+    """Predict a set. Each process predicts its own batches; all return the whole set, each image exactly once.
 
-    `relabel` (classes of the set,) gives the model's class number for the set's; `total` is for the progress bar.
+    `relabel` maps the set's class numbers to the model's: (classes of the set,). `total` is for the progress bar.
     """
     mine: list[np.ndarray] = []
     hide = not accelerator.is_main_process
@@ -74,7 +74,7 @@ def predict(
             bar.update(len(batch["index"]) * accelerator.num_processes)
     every = gather_object(mine) if accelerator.num_processes > 1 else mine
     table = np.concatenate(every, axis=1)
-    table = table[:, np.argsort(table[0])]  # one order on any number of processes, so that sums come out the same
+    table = table[:, np.argsort(table[0])]  # the same order, and so the same sums, on any number of processes
     index, label, predicted, confidence, rank, loss = table
     return Predictions(
         index.astype(np.int64), label.astype(np.int64), predicted.astype(np.int64), confidence, rank, loss
@@ -82,24 +82,24 @@ def predict(
 
 
 def rank_of(labels: Tensor, scores: Tensor) -> Tensor:
-    """How many classes come before the true one, ties in the order of classes (as argmax has it): (B,) of (B, classes).
-    Where scores are not numbers, all do."""
+    """Number of classes ranked before the true one: scores (B, classes) -> (B,). Ties go to the lower class number, as
+    in argmax. A NaN score ranks before the true class; if the true class scores NaN, every class does."""
     own = scores.gather(1, labels[:, None])
     before = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return (~(scores <= own) | (before & (scores == own))).sum(-1)
 
 
 def refuse_unwritable(file: str | None, accelerator: Accelerator) -> None:
-    """Raise UserError on all processes, before anything is computed, if --export-predictions cannot be written."""
+    """Raise UserError on all processes if --export-predictions cannot be written. Call before any computation."""
     reason = None
-    if file and accelerator.is_main_process:  # alone, because it tries folders out
+    if file and accelerator.is_main_process:  # one process only: the check creates folders
         reason = "it is a folder" if Path(file).is_dir() else why_unwritable(Path(file).parent)
     if reason := broadcast_object_list([reason])[0]:
         raise UserError(f"--export-predictions {file} cannot be written ({reason})")
 
 
 def export(predictions: Predictions, images: Images, classes: list[str], file: str) -> None:
-    """Write one row an image: where it comes from, its label, what is predicted and how surely. .parquet or .csv."""
+    """Write one row per image: origin, label, prediction and confidence. `file` ends in .parquet or .csv."""
     from datasets import Dataset
 
     columns: dict[str, list[Any]] = {

@@ -1,6 +1,6 @@
-"""What frozen features are worth: logistic regression, few-shot ridge regression, k-NN, and their effective rank.
+"""Measures of frozen features: logistic regression, few-shot ridge regression, k-NN and effective rank.
 
-All take features (M, D) as they come out of the backbone and class numbers (M,) int64.
+All take the backbone's features (M, D) and class numbers (M,) int64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpp.data.loader import Batch
 from mpp.data.splits import hold_out
 from mpp.models.vit import ViT, pool_tokens
 
-FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, in all: big_vision's evaluators/fewshot_lsr.py
+FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, on the summed loss: big_vision's evaluators/fewshot_lsr.py
 
 
 @torch.no_grad()
@@ -30,8 +30,8 @@ def extract(
 ) -> tuple[list[Tensor], np.ndarray]:
     """Features of a set's images, float32 (M, D) on the CPU for each layer, and the images' indices (M,), sorted.
 
-    Each process computes its own batches, and all get the whole: no image is missing or there twice. `total` is for
-    the progress bar.
+    Each process computes its own batches; all return the whole set, each image exactly once. `total` is for the
+    progress bar.
     """
     vit = vit.to(accelerator.device).eval()
     mine: list[tuple[np.ndarray, np.ndarray]] = []
@@ -55,14 +55,14 @@ def pooled(vit: ViT, images: Tensor, pool: str, layers: Sequence[int], accelerat
 
 @dataclass(frozen=True)
 class Scaler:
-    """Features shifted and scaled to mean 0 and deviation 1 of the training features."""
+    """Standardises features: the training features get mean 0 and standard deviation 1."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def of(cls, features: Tensor) -> Scaler:
-        """The scaling that some features need."""
+        """Take mean and standard deviation from training features (M, D)."""
         return cls(features.mean(0), features.std(0, correction=0).clamp_min(1e-6))
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ def choose_penalty(
     penalties: Sequence[float],
     seed: int,
 ) -> tuple[float, float | None]:
-    """The L2 penalty with which `fit` (features, labels, penalty -> weights, biases) is best on a fifth of the training
-    images, and its accuracy there. With one label a class there is nothing to choose by: the middle one, and None."""
+    """The L2 penalty with the best accuracy on a held-out fifth of the training images, and that accuracy. `fit` maps
+    features, labels, penalty to weights, biases. One label a class leaves none held out: the middle penalty, None."""
     rest, held = hold_out(labels.numpy(), seed)
     if not len(held):
         return penalties[len(penalties) // 2], None
@@ -115,7 +115,7 @@ def choose_penalty(
 def ridge(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """Closed-form ridge regression with an intercept, as the ViT paper's few-shot probe: weights (D, K), biases (K,).
 
-    Minimises |features @ weights + biases - targets|^2 + penalty * |weights|^2, in the space of features or of samples,
+    Minimises |features @ weights + biases - targets|^2 + penalty * |weights|^2. Solves a D x D or an M x M system,
     whichever is smaller.
     """
     x, y = features.double(), targets.double()
@@ -129,7 +129,7 @@ def ridge(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Te
 
 
 def ridge_top1(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, penalty: float) -> float:
-    """Top-1 on test features of ridge regression onto {-1, +1}, with features scaled by those that it is fitted on."""
+    """Top-1 accuracy on test features of ridge regression onto {-1, +1}; the training features set the scaling."""
     scaler = Scaler.of(x)
     weights, biases = ridge(scaler(x), one_vs_rest(y, classes), penalty)
     return top_k(scaler(test_x) @ weights + biases, test_y)
@@ -141,8 +141,8 @@ def one_vs_rest(labels: Tensor, classes: int) -> Tensor:
 
 
 def knn(features: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int = 20) -> Tensor:
-    """Votes (Q, classes) of the `k` nearest training features by cosine, weighted by exp(similarity / 0.07) as in
-    arXiv 1805.01978."""
+    """Votes (Q, classes) of the `k` nearest training features. Similarity is the cosine; a vote weighs
+    exp(similarity / 0.07), as in arXiv 1805.01978."""
     x, q = F.normalize(features, dim=1), F.normalize(queries, dim=1)
     votes = torch.zeros(len(q), classes)
     for part, rows in zip(q.split(1024), votes.split(1024), strict=True):
@@ -152,7 +152,7 @@ def knn(features: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int 
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Share of rows whose label is among the `k` highest scores (M, classes)."""
+    """Top-k accuracy in 0..1: the share of rows of scores (M, classes) with their label among the `k` highest."""
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(dim=1).double().mean().item()
 

@@ -1,4 +1,4 @@
-"""Does pretraining help yet? Frozen features judged at every evaluation, at a small part of its time."""
+"""Probe frozen features at every evaluation of a pretraining run, on few images so that it costs little time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIT, MEASURE = 400, 800  # images: 2 seconds of the nano model on two CPU cores
 
 
 class QuickProbe:
-    """A few labelled images of --eval.probe, decoded once, and what the features of the day tell of them."""
+    """Decodes a few labelled images of --eval.probe once; each call probes the current features on them."""
 
     def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str]) -> None:
         self.config, self.accelerator = config, accelerator
@@ -31,14 +31,14 @@ class QuickProbe:
             images = open_fitted(data, height_width(config.model.img_size), seed=0)
         self.classes = len(images.label_names or [])
         labels = images.labels(range(len(images)))
-        # both from the training labels, so that what is chosen by the probe is not chosen by test labels
+        # both parts come from the training split, so that choices made by the probe do not use test labels
         chosen = draw_labels(labels, min(len(labels), max(FIT, self.classes) + MEASURE), seed=0)
         fit = chosen[draw_labels(labels[chosen], min(max(FIT, self.classes), len(chosen) // 2), seed=0, draw=1)]
         self.fit, self.fit_labels = self._decoded(Subset(images, fit), unreadable)
         self.test, self.test_labels = self._decoded(Subset(images, np.setdiff1d(chosen, fit)), unreadable)
 
     def __call__(self, vit: ViT) -> dict[str, float]:
-        """Top-1 of ridge regression and of k-NN, and the features' effective rank; the same on all processes."""
+        """Top-1 accuracy of ridge regression and of k-NN, and the effective rank; the same on all processes."""
         x, test_x = self._features(vit, self.fit), self._features(vit, self.test)
         votes = knn(x, self.fit_labels, test_x, self.classes)
         return {

@@ -21,7 +21,7 @@ from mpp.data.splits import at_most
 from mpp.data.training_set import IndexedSet, Reading
 from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, predict
-from mpp.figures.confusion import draw_confusion
+from mpp.figures.confusion import paint_confusion
 from mpp.models.backbones import _first_line, exported
 from mpp.models.pretrained import Pretrained
 from mpp.models.vit import ViT, pool_tokens
@@ -127,7 +127,7 @@ class Classify:
         return self.predictions.metrics()
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
-        return draw_confusion(self.predictions, self.model.classes) if self.predictions else {}
+        return paint_confusion(self.predictions, self.model.classes) if self.predictions else {}
 
 
 def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:

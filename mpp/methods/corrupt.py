@@ -1,7 +1,7 @@
-"""Corruption of patch embeddings: which patches, and what becomes of them (ViT paper, appendix B.1.2).
+"""Corruption of patch embeddings: which patches, and what replaces them (ViT paper, appendix B.1.2).
 
 Half of an image's patch embeddings are corrupted: 80 % of these become the learnt [mask] embedding, 10 % a random
-other patch's embedding, 10 % stay. Draws are made with numpy beside the loader; the embeddings change on the device.
+other patch's embedding, 10 % stay. The loader draws the patches with numpy; the device replaces the embeddings.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MaskShape = Literal["uniform", "blocks"]
 
 
 class Corruption(NamedTuple):
-    """What happens to a batch. Both (B, K) int64; K is the same for every image, so shapes are static."""
+    """The corruption of a batch. Both tensors (B, K) int64; K is the same for every image, so shapes are static."""
 
     indices: Tensor  # the corrupted patches, sorted, in 0..N-1
-    sources: Tensor  # whose embedding each one gets: itself (kept), another patch, or N for [mask]
+    sources: Tensor  # the patch that replaces each one: itself (kept), another patch, or N for [mask]
 
 
 def draw_corruption(
@@ -35,19 +35,19 @@ def draw_corruption(
     fates: tuple[float, float, float] = (0.8, 0.1, 0.1),
     shape: MaskShape = "uniform",
 ) -> Corruption:
-    """Choose each image's corrupted patches and their fates, by the numbers of its place in a batch.
+    """Choose each image's corrupted patches and their fates from the random numbers of its place in the batch.
 
     Args:
-        numbers: of B samples; the same ones give the same corruption.
-        grid: patches (down, across), N in all.
-        ratio: exactly round(ratio * N) patches of every image are corrupted.
+        numbers: random numbers of B samples; the same numbers give the same corruption.
+        grid: patches (down, across), N in total.
+        ratio: corrupts exactly round(ratio * N) patches of every image.
         fates: probabilities of ([mask], a random other patch of the image, kept), in 0..1, with sum 1.
         shape: "uniform" (without replacement) or "blocks" (rectangles, as BEiT's).
     """
     num_patches = grid[0] * grid[1]
     count = num_corrupted(num_patches, ratio)
     if min(fates) < 0 or abs(sum(fates) - 1) > 1e-6:
-        raise ValueError(f"the fates of corrupted patches {fates} are not probabilities with sum 1")
+        raise ValueError(f"the probabilities {fates} of [mask], other and kept must be at least 0 and sum to 1")
     if shape == "uniform":
         noise = numbers.uniform(Use.PATCHES, num_patches)  # (B, N)
         indices = np.sort(np.argpartition(noise, count, axis=1)[:, :count], axis=1)
@@ -64,15 +64,15 @@ def corrupt(embeddings: Tensor, mask_token: Tensor, corruption: Corruption) -> T
     """Apply a corruption to patch embeddings (B, N, D), before positions are added; `mask_token` is (D,)."""
     batch, num_patches, _ = embeddings.shape
     own = torch.arange(num_patches, device=embeddings.device).expand(batch, -1)  # (B, N)
-    sources = own.scatter(1, corruption.indices, corruption.sources)  # (B, N): everyone itself, but for the corrupted
+    sources = own.scatter(1, corruption.indices, corruption.sources)  # (B, N): an uncorrupted patch is its own source
     masked = sources == num_patches
     moved = gather(embeddings, torch.where(masked, own, sources))
     return torch.where(masked[..., None], mask_token.to(embeddings.dtype), moved)
 
 
 def _blocks(rng: np.random.Generator, grid: tuple[int, int], count: int) -> np.ndarray:
-    """Cover exactly `count` patches with random rectangles: BEiT's block-wise masking (arXiv 2106.08254, algorithm 1),
-    with its 16 of 196 patches as the smallest block scaled to the grid; the last block is cut to fit."""
+    """Cover exactly `count` patches with random rectangles: BEiT's block-wise masking (arXiv 2106.08254, algorithm 1).
+    BEiT's smallest block, 16 of 196 patches, is scaled to the grid. The last block is cut to fit."""
     height, width = grid
     chosen = np.zeros(grid, dtype=bool)
     smallest = height * width * 16 / 196
@@ -91,7 +91,7 @@ def _blocks(rng: np.random.Generator, grid: tuple[int, int], count: int) -> np.n
 
 @dataclass(frozen=True)
 class CorruptionDraws:
-    """The corruption of a batch, from its samples' numbers: what the loader draws for this job."""
+    """Draws the corruption of a batch from its samples' random numbers; the loader calls it."""
 
     grid: tuple[int, int]
     ratio: float

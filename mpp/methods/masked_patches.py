@@ -20,7 +20,7 @@ from mpp.data.streams import Stream
 from mpp.data.training_set import Reading, training_set
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.corrupt import Corruption, CorruptionDraws, corrupt, num_corrupted
-from mpp.methods.targets import draw_corrupted, draw_patches, make_target, nearest_visible_colours
+from mpp.methods.targets import make_target, nearest_visible_colours, paint_corrupted, paint_patches
 from mpp.models.backbones import build_vit
 from mpp.models.vit import ViT
 from mpp.run.machine import workers_of
@@ -136,9 +136,9 @@ class MaskedPatches:
             return {}
         images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
         predictions, targets = self.predict(model, images, corruption)
-        seen = draw_corrupted(images, corruption.indices, corruption.sources, self.config.model.patch_size)
-        predicted = draw_patches(images, corruption.indices, self.target.pixels(predictions))
-        true = draw_patches(images, corruption.indices, self.target.true_pixels(targets))
+        seen = paint_corrupted(images, corruption.indices, corruption.sources, self.config.model.patch_size)
+        predicted = paint_patches(images, corruption.indices, self.target.pixels(predictions))
+        true = paint_patches(images, corruption.indices, self.target.true_pixels(targets))
         zoom = max(1, 128 // images.shape[-1])
         row = torch.cat([nn.functional.pad(x, [1] * 4, value=255) for x in (images, seen, predicted, true)], dim=-1)
         row = row.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)

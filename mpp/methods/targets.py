@@ -1,7 +1,7 @@
-"""What a corrupted patch's token has to predict: the three targets of the ViT paper's appendix B.1.2.
+"""What the token of a corrupted patch predicts: the three targets of the ViT paper's appendix B.1.2.
 
-A target is made from the images as seen, uint8 after crop and flip, on the device; never from normalised pixels, whose
-colours would nearly all fall into one bin.
+Targets are computed on the device from uint8 images after crop and flip, never from normalised pixels: almost all of
+their colours would fall into one bin.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mpp.models.vit import gather
 
 
 class Target(Protocol):
-    """One way to ask for a patch's content. N patches of an image, K of them corrupted."""
+    """What to predict about a patch. An image has N patches, K of them corrupted."""
 
     num_outputs: int  # width of the prediction head
-    cells: int  # bins a patch
-    num_bins: int  # there are in all, of each cell
+    cells: int  # cells per patch; each cell has one bin
+    num_bins: int  # number of possible bins of a cell
 
     def of(self, images: Tensor) -> Tensor:
         """Targets of all patches from uint8 images: (B, C, H, W) -> (B, N, ...)."""
@@ -33,40 +33,40 @@ class Target(Protocol):
         ...
 
     def bins(self, targets: Tensor) -> Tensor:
-        """Colour bins of targets: (B, K, ...) -> (B, K, cells) int64. What accuracies and baselines count."""
+        """Colour bins of targets: (B, K, ...) -> (B, K, cells) int64. Accuracies and baselines compare these."""
         ...
 
     def predicted_bins(self, predictions: Tensor) -> Tensor:
-        """The bins that predictions (B, K, num_outputs) say: (B, K, cells) int64."""
+        """Predicted colour bins: (B, K, num_outputs) -> (B, K, cells) int64."""
         ...
 
     def bins_of_colours(self, colours: Tensor) -> Tensor:
-        """The bins of patches that have one colour (B, K, C), in 0..255: (B, K, cells) int64."""
+        """Bins of patches of one colour each: (B, K, C) in 0..255 -> (B, K, cells) int64."""
         ...
 
     def pixels(self, predictions: Tensor) -> Tensor:
-        """A picture of predictions: (B, K, num_outputs) -> (B, K, C, P, P) uint8 patches."""
+        """Predictions as patches to look at: (B, K, num_outputs) -> (B, K, C, P, P) uint8."""
         ...
 
     def true_pixels(self, targets: Tensor) -> Tensor:
-        """The same picture of the truth: (B, K, ...) -> (B, K, C, P, P) uint8 patches."""
+        """Targets as patches to look at: (B, K, ...) -> (B, K, C, P, P) uint8."""
         ...
 
 
 def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) -> Target:
-    """A target by its name: "mean-colour" (the paper's default), "4x4" (or any "GxG" cells a patch), or "pixels".
+    """Make a target by name: "mean-colour" (the paper's default), "4x4" (or any "GxG" cells per patch), or "pixels".
 
-    `bits` a channel: 3 gives 8 bins a channel and 512 colours. Raises ValueError if a name or size makes no sense.
+    `bits` is per channel: 3 gives 8 bins per channel and 512 colours. Raises ValueError for a wrong name or size.
     """
     if not 1 <= bits <= 8:
-        raise ValueError(f"bits a channel must be in 1..8, not {bits}")
+        raise ValueError(f"bits per channel must be in 1..8, not {bits}")
     if not (cells := cells_a_side(name, patch_size)):
         return Pixels(patch_size, bits, channels)
     return ColourBins(patch_size, cells, bits, channels)
 
 
 class ColourBins:
-    """The bin of the mean colour of each of grid x grid cells of a patch: classification among 2^(bits * channels).
+    """The mean colour's bin of each of a patch's grid x grid cells: classification into 2^(bits * channels) classes.
 
     grid 1 is the paper's mean colour (512 classes at 3 bits), grid 4 its 4 x 4 downsized patch (16 x 512 in parallel).
     """
@@ -115,7 +115,7 @@ class ColourBins:
         return repeat(colours, "b k (gy gx) c -> b k c (gy y) (gx x)", gy=self.grid, y=cell, x=cell)
 
     def _classes(self, levels: Tensor) -> Tensor:
-        """Levels a channel (..., C) -> one class (...), the first channel in the highest bits."""
+        """Levels of the channels (..., C) -> one class (...), the first channel in the highest bits."""
         classes = torch.zeros_like(levels[..., 0], dtype=torch.int64)
         for channel in range(self.channels):
             classes = (classes << self.bits) | levels[..., channel]
@@ -126,7 +126,7 @@ class ColourBins:
 
 
 class Pixels:
-    """The patch's raw pixels, scaled to -1..1, by mean squared error. Its bins are those of the mean colour."""
+    """Regression of the raw pixels, scaled to -1..1, by mean squared error. The bins are those of the mean colour."""
 
     def __init__(self, patch_size: int, bits: int, channels: int = 3) -> None:
         self.patch_size, self.channels = patch_size, channels
@@ -160,9 +160,9 @@ class Pixels:
 
 
 def nearest_visible_colours(images: Tensor, indices: Tensor, patch_size: int) -> Tensor:
-    """The neighbours baseline: each corrupted patch's colour guessed from the nearest patches that are not corrupted.
+    """The neighbours baseline: guess the colour of each corrupted patch from the nearest uncorrupted patches.
 
-    The mean of the mean colours of all uncorrupted patches at the smallest distance (in the patch grid).
+    The guess is the average of the mean colours of all uncorrupted patches at the smallest distance in the patch grid.
     Shapes: uint8 images (B, C, H, W), corrupted patches (B, K) -> colours (B, K, C) in 0..255.
     """
     colours = reduce(images.float(), "b c (h p) (w q) -> b h w c", "mean", p=patch_size, q=patch_size)
@@ -178,8 +178,8 @@ def nearest_visible_colours(images: Tensor, indices: Tensor, patch_size: int) ->
     return nearest @ colours / nearest.sum(-1, keepdim=True)
 
 
-def draw_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:
-    """Put patches (B, K, C, P, P) into images (B, C, H, W) at the places (B, K); returns new images."""
+def paint_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:
+    """Paint patches (B, K, C, P, P) into images (B, C, H, W) at patch numbers `indices` (B, K); returns new images."""
     p = patches.shape[-1]
     height = images.shape[-2] // p
     cells = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
@@ -188,9 +188,9 @@ def draw_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:
     return rearrange(cells, "b (h w) (c y x) -> b c (h y) (w x)", h=height, y=p, x=p)
 
 
-def draw_corrupted(images: Tensor, indices: Tensor, sources: Tensor, patch_size: int) -> Tensor:
-    """What the model sees, as a picture: [mask] is grey, replaced patches show their replacement. uint8 in and out."""
+def paint_corrupted(images: Tensor, indices: Tensor, sources: Tensor, patch_size: int) -> Tensor:
+    """Paint what the model sees: [mask] is grey, replaced patches show their replacement. uint8 in and out."""
     patches = rearrange(images, "b c (h y) (w x) -> b (h w) (c y x)", y=patch_size, x=patch_size)
     with_mask = torch.cat([patches, torch.full_like(patches[:, :1], 128)], dim=1)
     shown = rearrange(gather(with_mask, sources), "b k (c y x) -> b k c y x", y=patch_size, x=patch_size)
-    return draw_patches(images, indices, shown)
+    return paint_patches(images, indices, shown)
