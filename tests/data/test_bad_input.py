@@ -33,8 +33,7 @@ from mpp.data.sources.path import is_stream
 from mpp.data.streams import Stream
 from mpp.errors import UserError
 from mpp.run.folder import read_metrics
-from tests.test_images import chunk, declared_png, encode, noise, one_line, put, slopes, turned_file
-from tests.test_pretrain import launch, pretrain
+from tests.helpers import chunk, declared_png, encode, launch, noise, one_line, pretrain, put, slopes, turned_file
 
 MUTANTS = 320
 AVIF = {"avif": (".png", encode(slopes(40, 60), "AVIF"))} if features.check("avif") else {}
@@ -123,8 +122,8 @@ def write_mutants(folder: Path, seed: int, count: int) -> None:
 # What a process of its own finds in a folder: of every file its pixels' shape or the reason, and what that took.
 READ = """
 import json, resource, sys, time
-from mpp.decode import Unreadable, pixels, size_as_seen
-from mpp.images import load_images
+from mpp.data.decode import Unreadable, pixels, size_as_seen
+from mpp.data.images import load_images
 
 images, found, slowest = load_images(sys.argv[1]), {}, 0.0
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
