@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-import struct
 import warnings
-import zlib
 
 import datasets
 import numpy as np
@@ -23,30 +21,7 @@ from mpp.data.sources.path import split_names
 from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.splits import open_labelled
 from mpp.errors import UserError
-
-
-def flat(value, size=(8, 8)):
-    """A PIL image of one grey."""
-    return Image.fromarray(np.full((*size, 3), value, np.uint8))
-
-
-def slopes(height, width):
-    """A smooth PIL image in which every place differs."""
-    y, x = np.mgrid[:height, :width]
-    rows = [x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) * 255 // max(1, height + width - 2)]
-    return Image.fromarray(np.stack(rows, -1).astype(np.uint8))
-
-
-def encode(image, kind="PNG", **options):
-    """An image as a file's bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def noise(height, width):
-    """A PIL image that no format makes small."""
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+from tests.helpers import declared_png, encode, flat, noise, one_line, put, slopes, turned_file
 
 
 def opened(data):
@@ -62,23 +37,9 @@ def decode(data, size, box=None):
     return pixels(image, size, box)
 
 
-def put(path, value):
-    """Write a grey image file and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flat(value).save(path)
-
-
 def greys(images):
     """The grey of every image of a set of flat images, in order."""
     return [int(pixels(image, (8, 8))[0, 0, 0]) for image in images.read(range(len(images)))]
-
-
-def one_line(error):
-    """The message of a caught UserError, after checking that it is one line."""
-    message = str(error.value)
-    assert message
-    assert "\n" not in message
-    return message
 
 
 AVIF = ["AVIF"] if features.check("avif") else []  # not in every build of PIL
@@ -646,18 +607,6 @@ def test_tiny_and_thin_images_are_scaled_to_size(height, width, kind):
         assert np.abs(result.astype(int) - 100).max() <= 1
 
 
-def xmp(orientation):
-    """XMP that gives an orientation, as some cameras and editors write instead of EXIF."""
-    return f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'.encode()
-
-
-def turned_file(image, kind, orientation, how="exif"):
-    """A file that says to turn its image."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encode(image, kind, **({"exif": exif} if how == "exif" else {"xmp": xmp(orientation)}))
-
-
 @pytest.mark.parametrize(
     ("kind", "how"),
     [(kind, "exif") for kind in ("JPEG", "PNG", "TIFF", "WEBP", *AVIF)] + [("JPEG", "xmp"), ("WEBP", "xmp")],
@@ -717,17 +666,6 @@ def test_the_size_is_height_then_width_and_the_box_left_top_right_bottom():
 
 
 # Damage
-
-
-def chunk(kind, data):
-    """A PNG chunk."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def declared_png(side):
-    """A PNG of a few bytes that declares a grey image of `side` x `side` pixels."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\x00")) + chunk(b"IEND", b"")
 
 
 DAMAGED = {

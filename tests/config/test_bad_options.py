@@ -21,8 +21,7 @@ from mpp.errors import UserError
 from mpp.run.command import run_command
 from recipes.finetune import main as finetune
 from recipes.linear_probe import main as linear_probe
-from tests.test_images import put
-from tests.test_pretrain import PRESETS, ROOT, launch, launch_file, pretrain, reset_accelerate
+from tests.helpers import PRESETS, ROOT, launch, launch_file, pretrain, put, reset_accelerate
 
 KINDS = {
     Pretrain: check,

@@ -21,7 +21,7 @@ from mpp.errors import UserError
 from mpp.run.folder import read_metrics
 from mpp.run.machine import asked_for
 from mpp.training import checkpoints, sharding
-from tests.test_pretrain import ROOT, command, launch, losses, pretrain, two_processes
+from tests.helpers import ROOT, command, launch, losses, pretrain, two_processes
 
 LAUNCH = ROOT / "recipes" / "launch"
 FILES = sorted(path.stem for path in LAUNCH.glob("*.yaml"))

@@ -26,7 +26,7 @@ from mpp.training.learner import running_mean
 from mpp.training.optim import build_optimizer
 from recipes.finetune import main as finetune
 from recipes.supervised import main as supervised
-from tests.test_pretrain import losses, one_and_two_processes, reset_accelerate, without_speeds
+from tests.helpers import losses, one_and_two_processes, reset_accelerate, without_speeds
 
 SHAPE = ["--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"]
 SMALL = [

@@ -17,7 +17,7 @@ from mpp.comparison.statistics import Finding, difference, interval, verdict
 from mpp.config.commands import Compare
 from mpp.errors import UserError
 from recipes.compare import main
-from tests.test_pretrain import reset_accelerate
+from tests.helpers import reset_accelerate
 
 GIVEN = [
     *("--labels", "16", "40", "--seeds", "0", "1", "--probe-labels", "80", "--probe.eval-images", "60"),

@@ -33,7 +33,7 @@ from mpp.run.folder import read_metrics
 from mpp.training import checkpoints
 from recipes.finetune import main as finetune
 from recipes.supervised import main as supervised
-from tests.test_pretrain import (
+from tests.helpers import (
     SMALL,
     command,
     losses,
@@ -42,8 +42,8 @@ from tests.test_pretrain import (
     two_processes,
     wait_for,
     without_speeds,
+    write_shards,
 )
-from tests.test_streams import write_shards
 from tools.kill import Options, Tally, begin, compare, kill, torture
 
 # 30 images, in batches of 8: epochs end between and within batches, and a cut is in the middle of one

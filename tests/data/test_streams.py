@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from mpp.data.augment import View
-from mpp.data.images import load_images
 from mpp.data.loader import Share, no_draws
 from mpp.data.sources.path import is_stream
 from mpp.data.streams import Stream, StreamReader, held_out, lane_count, stream_loader
 from mpp.errors import UserError
 from mpp.pretrain import main
 from mpp.run.folder import read_metrics
-from tests.test_pretrain import SMALL, launch, losses, pretrain, two_processes, without_speeds
+from tests.helpers import SMALL, launch, losses, pretrain, two_processes, without_speeds, write_shards
 
 VIEW = View((16, 16))
-
-
-def write_shards(folder: Path, shards: int, each: int, damaged: int | None = None) -> Path:
-    """WebDataset shards of small PNGs; image number `damaged` is cut short."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images = load_images("shapes", size=(16, 16)).read(range(shards * each))
-    for number in range(shards):
-        with tarfile.open(folder / f"train-{number:04d}.tar", "w") as tar:
-            for i in range(number * each, (number + 1) * each):
-                file = io.BytesIO()
-                images[i].save(file, "PNG")
-                data = file.getvalue()[:60] if i == damaged else file.getvalue()
-                for extension, content in (("png", data), ("cls", b"1")):
-                    info = tarfile.TarInfo(f"{i:06d}.{extension}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    return folder
 
 
 @pytest.fixture(scope="module")

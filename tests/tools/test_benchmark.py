@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mpp.errors import UserError
+from tests.helpers import ROOT
 from tools.benchmark import Measured, image_folder_batches, main, make_jpegs, our_batches, run_training
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_step_is_measured_beside_the_floor(tmp_path, capsys):

@@ -12,11 +12,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from mpp.config.options import LabelledData
+from mpp.data.sources.shapes import SPLITS
 from mpp.data.splits import draw_labels, hold_out, open_labelled
 from mpp.errors import UserError
 from mpp.evaluation.probes import effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k
 from recipes.linear_probe import main
-from tests.test_pretrain import one_and_two_processes, reset_accelerate
+from tests.helpers import one_and_two_processes, pretrain, reset_accelerate
 
 
 def features(count: int = 1500, dim: int = 20, classes: int = 5) -> tuple[torch.Tensor, ...]:
@@ -115,7 +116,7 @@ OPTIONS += ["--data.label-column", "colour", "--probe.shots", "1", "5", "--probe
 
 
 def test_the_command_judges_a_backbone_and_writes_its_result(backbone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("mpp.shapes").shapes.SPLITS, "test", 203)
+    monkeypatch.setitem(SPLITS, "test", 203)
     reset_accelerate()
     result = main(["--init", str(backbone), *OPTIONS, "--output", str(tmp_path / "run"), "--probe.layer", "all"])
     written = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -160,14 +161,9 @@ def test_a_backbone_that_does_not_exist_is_said_in_one_line(init):
 
 
 def test_features_are_judged_while_pretraining(tmp_path, capsys):
-    from mpp.pretrain import main as pretrain
-    from mpp.run.folder import read_metrics
-    from tests.test_pretrain import SMALL
 
-    reset_accelerate()
-    options = ["--eval.probe", "shapes", "--eval.probe-label-column", "colour", "--output", str(tmp_path / "run")]
-    pretrain([*SMALL, *options])
-    judged = [line for line in read_metrics(tmp_path / "run") if "eval/probe_top1" in line]
+    lines = pretrain(tmp_path / "run", "--eval.probe", "shapes", "--eval.probe-label-column", "colour")
+    judged = [line for line in lines if "eval/probe_top1" in line]
     assert [line["step"] for line in judged] == [3, 6]
     for line in judged:
         assert line["eval/probe_top1"] > 0.2  # of 8 colours, even random weights tell some

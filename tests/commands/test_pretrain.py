@@ -8,14 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,79 +25,18 @@ from mpp.errors import UserError
 from mpp.pretrain import main
 from mpp.run.folder import read_metrics
 from mpp.run.machine import start_accelerator
-
-ROOT = Path(__file__).parents[1]
-PRESETS = ROOT / "recipes" / "presets"
-SMALL = [
-    *("--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"),
-    *("--train.steps", "6", "--train.batch-size", "8", "--eval.every", "3", "--eval.images", "20"),
-    *("--train.checkpoint-every", "2", "--optim.warmup-steps", "2"),
-]
-
-
-def pretrain(output: Path, *options: str) -> list[dict[str, float]]:
-    """Run the command in this process; returns the lines of metrics.jsonl."""
-    reset_accelerate()
-    main([*SMALL, "--output", str(output), *options])
-    return read_metrics(output)
-
-
-def reset_accelerate() -> None:
-    """Forget the processes and precision of the last command of this process."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def command(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
-    """The command as a user runs it."""
-    return [*launcher, str(ROOT / "mpp" / "pretrain.py"), *SMALL, *options]
-
-
-def launch(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end in a process of its own."""
-    return launch_file("mpp/pretrain.py", *SMALL, *options, launcher=launcher)
-
-
-def launch_file(file: str, *options: str, launcher: tuple[str, ...] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run any command of the project to its end, as a user runs it."""
-    line = [*(launcher or (sys.executable,)), str(ROOT / file), *options]
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
-
-
-def two_processes() -> tuple[str, ...]:
-    """The launcher of two processes on this machine."""
-    port = str(20_000 + os.getpid() % 20_000)
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
-    return accelerate, "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port
-
-
-def one_and_two_processes(
-    main: Callable[[list[str]], object], file: str, folder: Path, options: Callable[[str], list[str]]
-) -> None:
-    """Run a command in this process, and in two of their own, into folder/one and folder/two."""
-    reset_accelerate()
-    main([*options("one"), "--output", str(folder / "one")])
-    done = launch_file(file, *options("two"), "--output", str(folder / "two"), launcher=two_processes())
-    assert done.returncode == 0, done.stderr
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    """Wait until a condition holds, while a process runs, for a minute at most."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert process is None or process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def losses(lines: list[dict[str, float]]) -> list[float]:
-    """train/loss of every line."""
-    return [line["train/loss"] for line in lines]
-
-
-def without_speeds(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Lines without what depends on the clock."""
-    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in lines]
+from tests.helpers import (
+    PRESETS,
+    ROOT,
+    command,
+    launch,
+    losses,
+    pretrain,
+    reset_accelerate,
+    two_processes,
+    wait_for,
+    without_speeds,
+)
 
 
 @pytest.fixture(scope="module")

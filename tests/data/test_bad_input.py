@@ -33,8 +33,7 @@ from mpp.data.sources.path import is_stream
 from mpp.data.streams import Stream
 from mpp.errors import UserError
 from mpp.run.folder import read_metrics
-from tests.test_images import chunk, declared_png, encode, noise, one_line, put, slopes, turned_file
-from tests.test_pretrain import launch, pretrain
+from tests.helpers import chunk, declared_png, encode, launch, noise, one_line, pretrain, put, slopes, turned_file
 
 MUTANTS = 320
 AVIF = {"avif": (".png", encode(slopes(40, 60), "AVIF"))} if features.check("avif") else {}

@@ -20,7 +20,7 @@ from mpp.data.sources.path import split_names
 from mpp.data.splits import open_labelled
 from mpp.errors import UserError
 from mpp.run.folder import read_metrics
-from tests.test_pretrain import losses, pretrain
+from tests.helpers import losses, pretrain
 from tools.pack import main
 
 
