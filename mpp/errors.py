@@ -28,7 +28,7 @@ def renamed(option: str, here: str, texts: Iterable[str] = ()) -> Iterator[None]
     try:
         yield
     except UserError as error:
-        typed = map(re.escape, sorted(filter(None, texts), key=len, reverse=True))
+        typed = (rf"(?<!\w){re.escape(text)}(?!\w)" for text in sorted(filter(None, texts), key=len, reverse=True))
         pattern = "|".join([*typed, rf"(?<![\w/.-])({re.escape(option)})"])
         raise UserError(re.sub(pattern, lambda found: here if found[1] else found[0], str(error))) from error
 

@@ -65,7 +65,7 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
         result |= {"init_sha256": digest}
         result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
-        finish(output, config, result)
+        result = finish(output, config, result)
         if config.export_predictions and job.predictions:
             export(job.predictions, job.eval_images, job.model.classes, config.export_predictions)
         title = f"{config.init} fine-tuned for {outcome.step:,} steps with {len(images):,} labels"
@@ -97,9 +97,9 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         result |= {"unreadable_images": unreadable}
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         records.log(0, metrics)
-        records.pictures(0, paint_confusion(predictions, model.classes))
+        records.pictures(0, paint_confusion(predictions.confusion, model.classes))
         records.close()
-        finish(output, config, result)
+        result = finish(output, config, result)
         if config.export_predictions:
             export(predictions, images, model.classes, config.export_predictions)
         print(closing_summary(result, config.data.path, output, f"{config.init} on {config.data.path}"))

@@ -78,7 +78,7 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     result["seconds"] = round(time.perf_counter() - started, 1)
     output.mkdir(parents=True, exist_ok=True)
     write_toml(config, output / "config.toml")
-    finish(output, config, result)
+    result = finish(output, config, result)
     print(summary(config, result, output))
     return result
 

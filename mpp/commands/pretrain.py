@@ -32,7 +32,7 @@ def run_pretraining(config: Pretrain, accelerator: Accelerator) -> dict[str, Any
         accelerator.print(how_to_resume("pretrain", outcome.step, output))
     elif accelerator.is_main_process:
         result = write_result(job, config, output, outcome)
-        finish(output, config, result)
+        result = finish(output, config, result)
         print(closing_summary(config, job, output, outcome))
         return result
     return dict(outcome.metrics)

@@ -31,7 +31,7 @@ def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, An
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "supervised", output, outcome)
-        finish(output, config, result)
+        result = finish(output, config, result)
         then = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
         print(
             closing_summary(

@@ -21,8 +21,6 @@ from mpp.data.loader import Batch
 from mpp.errors import UserError
 from mpp.run.folder import why_unwritable, writing
 
-_MOST_CLASSES = 1000  # in a confusion matrix as a picture: memory grows with their square
-
 
 @dataclass(frozen=True)
 class Predictions:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from mpp.evaluation.predictions import _MOST_CLASSES, Predictions
+_MOST_CLASSES = 1000  # that a picture can show; the matrix takes memory with their square
 
 
-def paint_confusion(predictions: Predictions, classes: list[str]) -> dict[str, Tensor]:
+def paint_confusion(confusion: Callable[[int], np.ndarray], classes: list[str]) -> dict[str, Tensor]:
     """Paint the confusion matrix (rows: the true class, in % of its images) and the accuracy of each class. Returns
-    {"confusion": uint8 (1, 3, H, W)}, or {} with more than 1000 classes."""
+    {"confusion": uint8 (1, 3, H, W)}, or {} with more than 1000 classes.
+
+    `confusion` makes the matrix of so many classes: (classes, classes) counts, rows are true, columns predicted.
+    """
     if len(classes) > _MOST_CLASSES:
         return {}
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    counts = predictions.confusion(len(classes))
+    counts = confusion(len(classes))
     shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = float(np.clip(0.5 * len(classes), 4, 16))
     shown = [name.replace("$", r"\$") for name in classes]  # matplotlib reads text between two $ as a formula

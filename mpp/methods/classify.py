@@ -127,7 +127,7 @@ class Classify:
         return self.predictions.metrics()
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
-        return paint_confusion(self.predictions, self.model.classes) if self.predictions else {}
+        return paint_confusion(self.predictions.confusion, self.model.classes) if self.predictions else {}
 
 
 def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:

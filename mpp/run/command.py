@@ -74,6 +74,6 @@ _FILES = {"pretrain": "mpp/pretrain.py", "probe": "recipes/linear_probe.py"}
 
 def spelled(name: str) -> str:
     """How this user calls a command: `mpp NAME` if that started this one, else its file by `accelerate launch`."""
-    if Path(sys.argv[0]).name in ("mpp", "__main__.py"):
+    if Path(sys.argv[0]).name == "mpp" or Path(sys.argv[0]).parts[-2:] == ("mpp", "__main__.py"):
         return f"mpp {name}"
     return f"accelerate launch {_FILES.get(name, f'recipes/{name}.py')}"

@@ -134,12 +134,13 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
         draft.rename(folder)
 
 
-def finish(folder: Path, config: Any, result: dict[str, Any]) -> None:
-    """Write a run's result.json: `result`, the seed and the versions of what it ran on."""
+def finish(folder: Path, config: Any, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a run's result.json: `result`, the seed and the versions of the packages. Returns what it holds."""
     packages = {name: version(name) for name in _PACKAGES}
-    text = json.dumps(result | {"seed": config.seed, "packages": packages}, indent=1)
+    result = result | {"seed": config.seed, "packages": packages}
     with writing(folder):
-        write_whole(folder / "result.json", text.encode())
+        write_whole(folder / "result.json", json.dumps(result, indent=1).encode())
+    return result
 
 
 def why_unwritable(folder: Path) -> str | None:

@@ -279,8 +279,8 @@ def test_a_set_with_one_split_is_measured_whole(tuned, tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_any_class_name_can_be_drawn():
     found = Predictions(*np.array([[0, 1], [0, 1], [0, 1]]), np.ones(2), np.zeros(2), np.zeros(2))
-    assert paint_confusion(found, ["a$_$", "猫"])["confusion"].shape[:2] == (1, 3)
-    assert paint_confusion(found, [str(k) for k in range(1001)]) == {}
+    assert paint_confusion(found.confusion, ["a$_$", "猫"])["confusion"].shape[:2] == (1, 3)
+    assert paint_confusion(found.confusion, [str(k) for k in range(1001)]) == {}
 
 
 def test_predictions_are_measured_as_scikit_learn_does():
