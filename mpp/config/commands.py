@@ -78,10 +78,8 @@ class LinearProbe(Place, Seeded):
     data: LabelledData = but(LabelledData)
     model: PooledModel = but(PooledModel, img_size=None)
     probe: Probe = but(Probe)
-    batch_size: Count = 256
-    """Images a forward pass."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on accelerators that have it, else fp32."""
+    batch_size: Count = 256  # Images a forward pass.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators that have it, else fp32.
 
 
 @dataclass
@@ -117,8 +115,7 @@ class FineTune(Training, FineTuning):
     data: LabelledData = but(LabelledData)
     eval_only: bool = False
     """Train nothing: measure the fine-tuned run (or its classifier/) that --init names on the evaluation split."""
-    export_predictions: Once[str | None] = None
-    """A .parquet or .csv file for the prediction of every evaluation image."""
+    export_predictions: Once[str | None] = None  # A .parquet or .csv file for the prediction of every evaluation image.
 
 
 @dataclass
@@ -132,12 +129,10 @@ class Compare(Place):
       accelerate launch recipes/compare.py --mpp runs/tin --supervised runs/sup --data.path DIR --labels 1000 5000
     """
 
-    mpp: str | None = None
-    """A run of mpp/pretrain.py (or an exported backbone, or a hub id). Default: trained here."""
+    mpp: str | None = None  # A run of mpp/pretrain.py (or an exported backbone, or a hub id). Default: trained here.
     supervised: str | None = None
     """A run of recipes/supervised.py, likewise; `none` leaves it out. Default: trained here, with --mpp's budget."""
-    others: tuple[str, ...] = ()
-    """Further backbones to compare, each as NAME=INIT."""
+    others: tuple[str, ...] = ()  # Further backbones to compare, each as NAME=INIT.
     data: Data = but(Data)
     """The labelled set to fine-tune on. For `shapes` its label is count; supervised pretraining learns shape."""
     labels: tuple[str, ...] = ("100", "1000")
@@ -145,16 +140,14 @@ class Compare(Place):
     seeds: tuple[Whole, ...] = (0, 1, 2)
     """Seeds of fine-tuning: choice of labels, head, order, augmentation, weights of scratch. All arms share them."""
     probe: Probe = but(Probe, eval_images=2000)
-    probe_labels: Count = 2000
-    """Training labels of the probes of frozen features, at most."""
+    probe_labels: Count = 2000  # Training labels of the probes of frozen features, at most.
     pretrain: Pretraining = but(Pretraining, train=Train(steps=800), eval=PretrainEval(every=200))
     finetune: FineTuning = but(
         FineTuning,
         train=LabelledTrain(steps=150, batch_size=32, log_every=10),
         eval=Eval(every=75, images=1000),
     )
-    dry_run: Once[bool] = False
-    """Only print what would be done, and how long it may take."""
+    dry_run: Once[bool] = False  # Only print what would be done, and how long it may take.
 
 
 @dataclass
@@ -166,13 +159,10 @@ class Pack:
       python tools/pack.py --data.path DIR --out runs/set.mpp
     """
 
-    out: str | None = None
-    """The file to write."""
+    out: str | None = None  # The file to write.
     data: Source = but(Source)
-    size: Whole | None = None
-    """Shrink larger images to this short side (antialiased). Default: 256; 0 keeps all sizes."""
-    verify: bool = False
-    """Only compare --out with its checksum."""
+    size: Whole | None = None  # Shrink larger images to this short side (antialiased). Default: 256; 0 keeps all sizes.
+    verify: bool = False  # Only compare --out with its checksum.
 
 
 Trained = Pretrain | Supervised | FineTune

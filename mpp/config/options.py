@@ -1,4 +1,7 @@
-"""Groups of options, each written once: the command line (`--data.path`), presets and config.toml are made of them."""
+"""Groups of options, each written once: the command line (`--data.path`), presets and config.toml are made of them.
+
+The comment behind an option, or the text below it, is its --help.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,8 @@ class Source:
 
     path: str = "shapes"
     """Folder of images, parquet, folder of WebDataset .tar shards, packed file, hub id, or `shapes` (built in)."""
-    image_column: str | None = None
-    """The column with the image. Needed only if several columns could be meant."""
-    label_column: str | None = None
-    """The column with the label, likewise. For `shapes`: shape, colour, count or place."""
+    image_column: str | None = None  # The column with the image. Needed only if several columns could be meant.
+    label_column: str | None = None  # The column with the label, likewise. For `shapes`: shape, colour, count or place.
     on_error: Harmless[Literal["stop", "skip"]] = "stop"
     """If an image cannot be read: stop and name it, or skip it, count it and report the count at the end."""
 
@@ -38,13 +39,11 @@ class Source:
 class Data(Source):
     """Where the images come from."""
 
-    split: str = "train"
-    """The split to train on, as the set calls it."""
+    split: str = "train"  # The split to train on, as the set calls it.
     eval_split: str | None = None
     """The split to evaluate on. Default: pretraining takes validation, else test, else images that it holds out of
     the training split; commands that need labels take test, else validation."""
-    fraction: UpTo1 = 1.0
-    """Share of the training images to use, above 0 and at most 1, chosen by --seed."""
+    fraction: UpTo1 = 1.0  # Share of the training images to use, above 0 and at most 1, chosen by --seed.
     cache: Harmless[bool] = True
     """Decode a set of small images once, into a file in ~/.cache/mpp (or $MPP_CACHE), if training sees all of it."""
     workers: Harmless[Whole | None] = None
@@ -65,8 +64,7 @@ class PretrainData(Data):
 
     target: str = "mean-colour"
     """The target of a corrupted patch: `mean-colour`, `4x4` (or another GxG: the colour of each cell), or `pixels`."""
-    bits: Bits = 3
-    """Bits a colour channel, 1..8: 3 gives 8 bins a channel, so 512 colours."""
+    bits: Bits = 3  # Bits a colour channel, 1..8: 3 gives 8 bins a channel, so 512 colours.
 
 
 @dataclass
@@ -78,24 +76,17 @@ class Model:
     img_size: Count | tuple[Count, Count] | None = 32
     """Side of the images in pixels, or height and width; a multiple of the patch size. None: the size of the backbone
     that --init names, and 32 for scratch. Another size than the backbone's interpolates position embeddings."""
-    patch_size: Count = 4
-    """Side of a patch in pixels."""
-    embed_dim: Count | None = None
-    """Width D of a token. Default: the variant's."""
-    depth: Count | None = None
-    """Number of blocks. Default: the variant's."""
-    num_heads: Count | None = None
-    """Attention heads a block. Default: the variant's."""
-    mlp_ratio: Positive = 4.0
-    """Width of a block's hidden layer over D."""
+    patch_size: Count = 4  # Side of a patch in pixels.
+    embed_dim: Count | None = None  # Width D of a token. Default: the variant's.
+    depth: Count | None = None  # Number of blocks. Default: the variant's.
+    num_heads: Count | None = None  # Attention heads a block. Default: the variant's.
+    mlp_ratio: Positive = 4.0  # Width of a block's hidden layer over D.
     pos_embed: Literal["1d", "2d", "relative", "none"] = "1d"
     """Position embeddings. In the paper 1d, 2d and relative are alike, and none is 3 points worse."""
     pos_init: Literal["normal", "sincos"] = "sincos"
     """How 1d and 2d start: as noise (the paper's code), or as sines and cosines, which learn far sooner."""
-    dropout: Share = 0.0
-    """Probability of dropping a unit after each linear layer, in 0..1."""
-    drop_path: Share = 0.0
-    """Probability of skipping the last block for a sample, in 0..1; earlier blocks have less."""
+    dropout: Share = 0.0  # Probability of dropping a unit after each linear layer, in 0..1.
+    drop_path: Share = 0.0  # Probability of skipping the last block for a sample, in 0..1; earlier blocks have less.
 
 
 @dataclass
@@ -110,16 +101,11 @@ class PooledModel(Model):
 class Corrupt:
     """Which patches are corrupted, and how."""
 
-    ratio: Inside = 0.5
-    """Share of an image's patches that are corrupted and predicted, above 0 and below 1."""
-    mask: Share = 0.8
-    """Share of the corrupted patches whose embedding becomes the learnt [mask] embedding."""
-    other: Share = 0.1
-    """Share that gets the embedding of a random other patch of the image."""
-    keep: Share = 0.1
-    """Share that keeps its embedding. --corrupt.mask, .other and .keep sum to 1."""
-    shape: Literal["uniform", "blocks"] = "uniform"
-    """Choose patches one by one, or in rectangular blocks (BEiT)."""
+    ratio: Inside = 0.5  # Share of an image's patches that are corrupted and predicted, above 0 and below 1.
+    mask: Share = 0.8  # Share of the corrupted patches whose embedding becomes the learnt [mask] embedding.
+    other: Share = 0.1  # Share that gets the embedding of a random other patch of the image.
+    keep: Share = 0.1  # Share that keeps its embedding. --corrupt.mask, .other and .keep sum to 1.
+    shape: Literal["uniform", "blocks"] = "uniform"  # Choose patches one by one, or in rectangular blocks (BEiT).
 
 
 @dataclass
@@ -128,20 +114,16 @@ class Augment:
 
     crop: Literal["pad", "resized", "none"] = "pad"
     """pad: shift the image by up to --augment.pad; resized: take a random part (Inception's crop); none."""
-    pad: Whole = 4
-    """Largest shift of crop pad, in pixels of the model's input."""
-    scale: tuple[Share, Share] = (0.2, 1.0)
-    """Smallest and largest share of the image's area that crop resized takes."""
-    flip: Share = 0.5
-    """Probability of mirroring left and right."""
+    pad: Whole = 4  # Largest shift of crop pad, in pixels of the model's input.
+    scale: tuple[Share, Share] = (0.2, 1.0)  # Smallest and largest share of the image's area that crop resized takes.
+    flip: Share = 0.5  # Probability of mirroring left and right.
 
 
 @dataclass
 class LabelledAugment(Augment):
     """How training changes a labelled image before it is cut into patches."""
 
-    randaugment: Whole = 0
-    """Random operations of RandAugment (arXiv 1909.13719, magnitude 9) on each image; 0: none."""
+    randaugment: Whole = 0  # Random operations of RandAugment (arXiv 1909.13719, magnitude 9) on each image; 0: none.
     mixup: NotNegative = 0.0
     """Blend pairs of images and their labels; the parameter of the Beta distribution (0.8 is usual); 0: off."""
     cutmix: NotNegative = 0.0
@@ -156,20 +138,15 @@ class Optim:
     name: Literal["adamw", "adam", "sgd", "muon"] = "muon"
     """adam is the paper's; adamw decouples weight decay; muon learns most from few steps (it updates the blocks'
     matrices, adamw the rest); sgd is for fine-tuning, with momentum betas[0]."""
-    lr: Positive = 3e-3
-    """Peak learning rate."""
+    lr: Positive = 3e-3  # Peak learning rate.
     lr_batch_size: Count | None = None
     """The batch size that --optim.lr is meant for: at another, the rate scales in proportion. Default: no scaling."""
     betas: tuple[Below1, Below1] = (0.9, 0.95)
     """Decay of the running mean of gradients and of their squares. (Muon's matrices use 0.95.)"""
-    weight_decay: NotNegative = 0.05
-    """On the weights of linear layers; biases, norms and embeddings have none."""
-    warmup_steps: Whole = 50
-    """Steps over which the learning rate rises linearly from 0 to its peak."""
-    decay: Literal["cosine", "linear", "none"] = "cosine"
-    """How the learning rate falls to 0 after the warm-up."""
-    clip_norm: NotNegative = 1.0
-    """Scale gradients down to this norm; 0: never."""
+    weight_decay: NotNegative = 0.05  # On the weights of linear layers; biases, norms and embeddings have none.
+    warmup_steps: Whole = 50  # Steps over which the learning rate rises linearly from 0 to its peak.
+    decay: Literal["cosine", "linear", "none"] = "cosine"  # How the learning rate falls to 0 after the warm-up.
+    clip_norm: NotNegative = 1.0  # Scale gradients down to this norm; 0: never.
 
 
 @dataclass
@@ -186,30 +163,22 @@ class FineTuneOptim(Optim):
 class Train:
     """How long, how fast, and what is kept."""
 
-    steps: Count = 900
-    """Optimiser steps in all; a resumed run counts the steps it already has."""
-    batch_size: Count = 32
-    """Images a step, over all processes and accumulation."""
-    accumulate: Harmless[Count] = 1
-    """Compute a step's batch in this many parts, one after another, to save memory."""
+    steps: Count = 900  # Optimiser steps in all; a resumed run counts the steps it already has.
+    batch_size: Count = 32  # Images a step, over all processes and accumulation.
+    accumulate: Harmless[Count] = 1  # Compute a step's batch in this many parts, one after another, to save memory.
     auto_batch: Harmless[bool] = False
     """Try a step at the start and raise --train.accumulate until it fits into memory; the numbers stay the same."""
     on_nonfinite: Harmless[Literal["stop", "skip"]] = "stop"
     """If a loss or gradient is not finite: stop, or skip that step (this waits for the device at every step)."""
-    max_skips: Harmless[Count] = 10
-    """How many steps in a row --train.on-nonfinite skip may skip before the run stops."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on accelerators that have it, else fp32."""
+    max_skips: Harmless[Count] = 10  # How many steps in a row --train.on-nonfinite skip may skip before the run stops.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators that have it, else fp32.
     activation_checkpointing: Harmless[bool] = False
     """Recompute activations in the backward pass instead of keeping them: a third slower, far less memory."""
     compile: Harmless[bool] = False
     """torch.compile the model: a minute at the start, faster steps on GPUs (on CPUs it needs a C++ compiler)."""
-    log_every: Harmless[Count] = 1
-    """Steps between lines in metrics.jsonl and TensorBoard."""
-    checkpoint_every: Harmless[Count] = 300
-    """Steps between checkpoints; the end and a stop also save one."""
-    keep_checkpoints: Harmless[Count] = 2
-    """How many of the last checkpoints to keep."""
+    log_every: Harmless[Count] = 1  # Steps between lines in metrics.jsonl and TensorBoard.
+    checkpoint_every: Harmless[Count] = 300  # Steps between checkpoints; the end and a stop also save one.
+    keep_checkpoints: Harmless[Count] = 2  # How many of the last checkpoints to keep.
     average: Below1 = 0.0
     """Evaluate and export a running mean of the weights with this decay a step (0.999, say); 0: the weights."""
 
@@ -218,28 +187,23 @@ class Train:
 class LabelledTrain(Train):
     """How long, how fast, and what is kept."""
 
-    label_smoothing: Share = 0.1
-    """Share of a label's weight that is spread over all classes, in 0..1."""
+    label_smoothing: Share = 0.1  # Share of a label's weight that is spread over all classes, in 0..1.
 
 
 @dataclass
 class Eval:
     """Evaluation on held-out images while training. It chooses nothing: the last evaluation is the result."""
 
-    every: Harmless[Count] = 300
-    """Steps between evaluations; the end has one too."""
-    images: Count | None = 2000
-    """How many held-out images, at most; None: all."""
-    batch_size: Count = 256
-    """Images a batch. It is the same on any number of processes, so results are too."""
+    every: Harmless[Count] = 300  # Steps between evaluations; the end has one too.
+    images: Count | None = 2000  # How many held-out images, at most; None: all.
+    batch_size: Count = 256  # Images a batch. It is the same on any number of processes, so results are too.
 
 
 @dataclass
 class PretrainEval(Eval):
     """Evaluation on held-out images while training."""
 
-    pictures: Harmless[Whole] = 8
-    """How many images to picture: input, corrupted, predicted colours, true colours."""
+    pictures: Harmless[Whole] = 8  # How many images to picture: input, corrupted, predicted colours, true colours.
     probe: str | None = None
     """A labelled set (as --data.path) on which every evaluation measures frozen features: ridge regression and k-NN."""
     probe_label_column: str | None = None
@@ -254,20 +218,16 @@ class Probe:
     """`last`, a block's number from 1, or `all`: every block, and the best on a fifth of the training labels."""
     shots: tuple[Count, ...] = (1, 5, 10, 25)
     """Labels a class for the few-shot probe; numbers that are too many are left out."""
-    draws: Count = 5
-    """Draws of these labels; the mean and the deviation over draws are reported."""
-    neighbours: Count = 20
-    """k of the k-NN classifier."""
-    eval_images: Count | None = None
-    """How many images to measure on, at most. Default: all."""
+    draws: Count = 5  # Draws of these labels; the mean and the deviation over draws are reported.
+    neighbours: Count = 20  # k of the k-NN classifier.
+    eval_images: Count | None = None  # How many images to measure on, at most. Default: all.
 
 
 @dataclass
 class Place:
     """What every command has."""
 
-    output: Once[str | None] = None
-    """The run's folder. Default: runs/<command>-<date and time>."""
+    output: Once[str | None] = None  # The run's folder. Default: runs/<command>-<date and time>.
     config: Once[str | None] = None
     """A preset, by name (`mpp presets` lists them) or file, or a run's config.toml; options on the line win over it."""
 

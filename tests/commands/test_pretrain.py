@@ -342,7 +342,7 @@ def test_a_truncated_image_can_be_skipped_and_is_reported_at_the_end(tmp_path, c
         (["--optim.lr", "nan"], "--optim.lr nan must be above 0"),
         (["--corrupt.ratio", "1"], "--corrupt.ratio 1.0"),
         (["--corrupt.mask", "0.5"], "sum 1"),
-        (["--data.target", "colour"], "there are: mean-colour, 4x4"),
+        (["--data.target", "colour"], "the targets are: mean-colour, 4x4"),
         (["--data.fraction", "2"], "--data.fraction 2.0 must be above 0 and at most 1"),
         (
             ["--train.accumulate", "3"],
