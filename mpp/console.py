@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from mpp.config import Compare, FineTune, LinearProbe, Pack, Pretrain, Supervised
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
+from mpp.config.commands import Run
 from mpp.config.presets import presets, purpose
 from mpp.errors import UserError, plain_warnings
 from mpp.files import shipped
@@ -44,7 +45,7 @@ OTHERS = {
 }
 
 
-def start(config: Any) -> Any:
+def start(config: Run | Compare | Pack) -> Any:
     """Check a command's options, set up the devices and do its work. Returns what the command found."""
     check(config)
     module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
@@ -63,7 +64,7 @@ def start(config: Any) -> Any:
     return found
 
 
-def precision_of(config: Any) -> str:
+def precision_of(config: Run | Compare) -> str:
     """The precision that a command computes in."""
     if isinstance(config, LinearProbe):
         return config.precision
@@ -79,7 +80,7 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
     return main
 
 
-def call(name: str, config: Any) -> Any:
+def call(name: str, config: Run | Compare | Pack | Mapping[str, Any]) -> Any:
     """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
     kind = COMMANDS[name].options
     return start(parse(kind, as_arguments(config)) if isinstance(config, Mapping) else config)

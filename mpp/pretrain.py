@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from mpp.config import Pretrain
 from mpp.console import call, command, run_file
 
 main = command("pretrain")
@@ -14,7 +16,7 @@ main = command("pretrain")
 class _Callable(ModuleType):
     """`mpp.pretrain` is this file, which `accelerate launch` runs, and the function of that name."""
 
-    def __call__(self, config: Any = None) -> Any:
+    def __call__(self, config: Pretrain | Mapping[str, Any] | None = None) -> Any:
         return call("pretrain", {} if config is None else config)
 
 

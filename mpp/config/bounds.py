@@ -7,12 +7,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
 from mpp.errors import UserError
 
 T = TypeVar("T")
 LARGEST = 2**31 - 1  # larger whole numbers overflow tensors, loops and file names
+
+
+class Options(Protocol):
+    """The options of a command, or a group of them: a dataclass of `mpp.config`."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +56,11 @@ def but(kind: type[T], **defaults: Any) -> T:
     return dataclasses.field(default_factory=lambda: copy.deepcopy(kind(**defaults)))
 
 
-def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def walk(config: Options, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every option of a configuration: its name ("train.batch_size"), value and annotated type."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from walk(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value, hint
@@ -66,12 +72,12 @@ def notes(hint: Any, kind: type[T]) -> list[T]:
     return own + [note for part in get_args(hint) for note in notes(part, kind)]
 
 
-def marked(config: Any, mark: Mark) -> set[str]:
+def marked(config: Options, mark: Mark) -> set[str]:
     """The names of the options that have a mark."""
     return {name for name, _, hint in walk(config) if mark in notes(hint, Mark)}
 
 
-def check_bounds(config: Any) -> None:
+def check_bounds(config: Options) -> None:
     """Raise UserError, with the full name of the option, for a value out of its bounds. None has no bounds."""
     for name, value, hint in walk(config):
         for bound in notes(hint, Within):

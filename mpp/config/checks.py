@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from mpp.config.bounds import check_bounds
+from mpp.config.bounds import Options, check_bounds
 from mpp.config.command_line import flattened
 from mpp.config.commands import Compare, FineTune, FineTuning, Pretrain, Pretraining, Supervised
 from mpp.config.derived import cells_a_side, height_width, num_corrupted
@@ -12,7 +10,7 @@ from mpp.config.options import Augment
 from mpp.errors import UserError, renamed
 
 
-def check(config: Any) -> None:
+def check(config: Options) -> None:
     """Raise UserError, which names the option and the way out, for options that cannot work."""
     check_bounds(config)
     if isinstance(config, Pretrain):
@@ -91,7 +89,7 @@ def refuse_cut_patches(img_size: int | tuple[int, int] | None, patch_size: int) 
             )
 
 
-def texts(config: Any) -> list[str]:
+def texts(config: Options) -> list[str]:
     """What a user typed as text: no message may change it."""
     values = (part for v in flattened(config).values() for part in (v if isinstance(v, tuple) else (v,)))
     return [value for value in values if isinstance(value, str)]

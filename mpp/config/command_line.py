@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from mpp.config.bounds import Mark, marked, option_name
+from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.presets import read_toml
 from mpp.errors import UserError
 from mpp.files import write_whole
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Options)
 
 
 def parse(kind: type[Config], args: list[str] | None = None, prog: str | None = None) -> Config:
@@ -73,7 +73,7 @@ def _nearest(option: str, known: list[str]) -> str | None:
     return next(map(option_name, difflib.get_close_matches(name, known, 1)), None)
 
 
-def _refuse_unknown(values: dict[str, Any], default: Any, path: str) -> None:
+def _refuse_unknown(values: dict[str, Any], default: Options, path: str) -> None:
     """Raise UserError for names and values in a file that are not options: a file may not ask for --help, or have the
     parser write files."""
     known = flattened(default)
@@ -89,7 +89,7 @@ def _refuse_unknown(values: dict[str, Any], default: Any, path: str) -> None:
                 raise UserError(f"{option} {part!r} reads like another option")
 
 
-def write_toml(config: Any, path: Path) -> None:
+def write_toml(config: Options, path: Path) -> None:
     """Write a configuration so that `--config path` repeats it. TOML has no None: a None that is the default is left
     out, and any other is the word "None", which the command line takes."""
     import tomli_w
@@ -108,18 +108,18 @@ def write_toml(config: Any, path: Path) -> None:
     write_whole(path, tomli_w.dumps(values).encode())
 
 
-def options_of(kind: type[Config], source: Any, **own: Any) -> Config:
+def options_of(kind: type[Config], source: Options, **own: Any) -> Config:
     """Options of `kind` with the values that `source` has too, and `own` values before them."""
-    shared = {f.name: getattr(source, f.name) for f in dataclasses.fields(kind) if hasattr(source, f.name)}  # type: ignore[arg-type]
+    shared = {f.name: getattr(source, f.name) for f in dataclasses.fields(kind) if hasattr(source, f.name)}
     return kind(**shared | own)
 
 
-def flattened(config: Any) -> dict[str, Any]:
+def flattened(config: Options) -> dict[str, Any]:
     """A configuration as {"data.path": ..., ...}: the names of the command line, with underscores."""
     return _flatten(dataclasses.asdict(config))
 
 
-def differences(file: Path, config: Any) -> dict[str, tuple[Any, Any]]:
+def differences(file: Path, config: Options) -> dict[str, tuple[Any, Any]]:
     """Options whose values in a run's config.toml differ from those of `config`: (there, here)."""
     there, once = flattened(parse(type(config), ["--config", str(file)])), marked(config, Mark.ONCE)
     here = {name: value for name, value in flattened(config).items() if name not in once}

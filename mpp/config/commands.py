@@ -166,3 +166,4 @@ class Pack:
 
 
 Trained = Pretrain | Supervised | FineTune
+Run = Trained | LinearProbe  # each leaves a run's folder

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mpp.config.options import Train
 
 
-def height_width(img_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """--model.img-size as (height, width) in pixels; None is 32."""
-    if img_size is None:
-        return 32, 32
-    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+def height_width(img_size: int | Sequence[int] | None) -> tuple[int, int]:
+    """An image size, one side or two, as (height, width) in pixels; None is 32."""
+    img_size = 32 if img_size is None else img_size
+    sides = (img_size,) if isinstance(img_size, int) else img_size
+    height, width = (*sides, *sides)[:2]
+    return int(height), int(width)
 
 
 def images_seen(train: Train) -> int:

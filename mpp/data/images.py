@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mpp.data.decode import Unreadable
 from mpp.data.sources.packed import PackedImages, is_packed
-from mpp.data.sources.path import _load_table
+from mpp.data.sources.path import load_table
 from mpp.data.sources.shapes import LABELS, SPLITS, Shapes
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Images(Protocol):
@@ -72,7 +69,7 @@ def load_images(
         if image_column or label_column:
             raise UserError(f"{path} is packed and has no other columns: name columns when packing (tools/pack.py)")
         return PackedImages(path, split)
-    return TableImages(_load_table(path, split), path, split, image_column, label_column)
+    return TableImages(load_table(path, split), path, split, image_column, label_column)
 
 
 class Subset:

@@ -19,10 +19,10 @@ from mpp.data.loader import Batch, Share, eval_loader, no_draws
 from mpp.data.randomness import Purpose, generator
 from mpp.data.splits import at_most
 from mpp.data.training_set import IndexedSet, Reading
-from mpp.errors import UserError
+from mpp.errors import UserError, first_line
 from mpp.evaluation.predictions import Predictions, predict
 from mpp.figures.confusion import paint_confusion
-from mpp.models.backbones import _first_line, exported
+from mpp.models.backbones import exported
 from mpp.models.pretrained import Pretrained
 from mpp.models.vit import ViT, pool_tokens
 from mpp.run.machine import workers_of
@@ -71,7 +71,7 @@ def load_classifier(init: str) -> Classifier:
     try:
         return Classifier.from_pretrained(folder, strict=True)
     except Exception as error:
-        raise UserError(f"--init {init}: no fine-tuned model could be loaded from it ({_first_line(error)})") from error
+        raise UserError(f"--init {init}: no fine-tuned model could be loaded from it ({first_line(error)})") from error
 
 
 class Classify:
@@ -141,7 +141,11 @@ def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:
 
 
 def predict_set(
-    model: Classifier, images: Images, config: Any, accelerator: Accelerator, unreadable: dict[str, str]
+    model: Classifier,
+    images: Images,
+    config: FineTune | Supervised,
+    accelerator: Accelerator,
+    unreadable: dict[str, str],
 ) -> Predictions:
     """What a `Classifier` says of a labelled set, whose classes are among the model's, in whatever order."""
     names, number_of = images.label_names or [], {name: number for number, name in enumerate(model.classes)}

@@ -10,7 +10,7 @@ from typing import Any
 from mpp.config.checks import refuse_cut_patches
 from mpp.config.derived import height_width
 from mpp.config.options import Model, PooledModel
-from mpp.errors import UserError
+from mpp.errors import UserError, first_line
 from mpp.files import sha256_of
 from mpp.models.vit import ViT
 
@@ -81,7 +81,7 @@ def load_backbone(init: str, **options: Any) -> ViT:
     try:
         return ViT.from_pretrained(folder, **options)
     except Exception as error:
-        raise UserError(f"--init {init}: no backbone could be loaded from it ({_first_line(error)})") from error
+        raise UserError(f"--init {init}: no backbone could be loaded from it ({first_line(error)})") from error
 
 
 def exported(init: str, kind: str) -> str:
@@ -97,7 +97,3 @@ def exported(init: str, kind: str) -> str:
     if not folder.is_dir() and (init.startswith((".", "/", "~")) or init.count("/") > 1):
         raise UserError(f"--init {init} does not exist")
     return init
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -33,13 +33,13 @@ class RelativePositions(nn.Module):
         """Interpolate the table to another grid of patches."""
         places, cls = self.table[:-3], self.table[-3:]
         places = rearrange(places, "(h w) d -> h w d", h=2 * self.grid[0] - 1)
-        places = _interpolate(places, (2 * grid[0] - 1, 2 * grid[1] - 1))
+        places = interpolate(places, (2 * grid[0] - 1, 2 * grid[1] - 1))
         self.table = nn.Parameter(torch.cat([rearrange(places, "h w d -> (h w) d"), cls]))
         self.index = _offset_index(grid).to(self.index.device)
         self.grid = grid
 
 
-def _sincos(length: int, dim: int) -> Tensor:
+def sincos(length: int, dim: int) -> Tensor:
     """Sine-cosine embeddings of places 0..length-1: (length, dim), with wavelengths from 2 pi to 10,000 * 2 pi."""
     frequencies = 10_000.0 ** -(torch.arange(dim // 2) / (dim // 2))
     angles = torch.arange(length)[:, None] * frequencies
@@ -60,7 +60,7 @@ def _offset_index(grid: tuple[int, int]) -> Tensor:
     return index
 
 
-def _interpolate(places: Tensor, size: tuple[int, int]) -> Tensor:
+def interpolate(places: Tensor, size: tuple[int, int]) -> Tensor:
     """Bicubic, antialiased interpolation of a map of vectors: (h, w, d) -> (*size, d)."""
     maps = rearrange(places.float(), "h w d -> 1 d h w")
     maps = F.interpolate(maps, size=size, mode="bicubic", antialias=True, align_corners=False)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from mpp.models.positions import RelativePositions, _interpolate, _sincos
+from mpp.config.derived import height_width
+from mpp.models.positions import RelativePositions, interpolate, sincos
 from mpp.models.pretrained import Pretrained
 
 PosEmbed = Literal["1d", "2d", "relative", "none"]
@@ -107,7 +108,7 @@ class ViT(
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.pos_embed_kind = pos_embed
-        self.img_size = _height_width(img_size)
+        self.img_size = height_width(img_size)
         self.grid = self._grid_of(self.img_size)
 
         self.patch_embed = nn.Linear(in_chans * patch_size**2, self.embed_dim)
@@ -201,19 +202,19 @@ class ViT(
         The patch size stays, so the sequence grows or shrinks; [class] keeps its embedding. The current size
         changes nothing. Returns self. (ViT paper, section 3.2; bicubic with antialiasing as timm does.)
         """
-        old, size = self.grid, _height_width(img_size)
+        old, size = self.grid, height_width(img_size)
         self.grid, self.img_size = self._grid_of(size), size
         if self.grid == old:
             return self
         with torch.no_grad():
             if self.pos_embed_kind == "1d":
                 cls, places = self.pos_embed[:, :1], self.pos_embed[0, 1:]
-                places = _interpolate(rearrange(places, "(h w) d -> h w d", h=old[0]), self.grid)
+                places = interpolate(rearrange(places, "(h w) d -> h w d", h=old[0]), self.grid)
                 places = torch.cat([cls, rearrange(places, "h w d -> 1 (h w) d")], dim=1)
                 self.pos_embed = nn.Parameter(places, self.pos_embed.requires_grad)
             elif self.pos_embed_kind == "2d":
-                rows = _interpolate(rearrange(self.pos_embed_rows, "h d -> h 1 d"), (self.grid[0], 1))
-                cols = _interpolate(rearrange(self.pos_embed_cols, "w d -> 1 w d"), (1, self.grid[1]))
+                rows = interpolate(rearrange(self.pos_embed_rows, "h d -> h 1 d"), (self.grid[0], 1))
+                cols = interpolate(rearrange(self.pos_embed_cols, "w d -> 1 w d"), (1, self.grid[1]))
                 self.pos_embed_rows = nn.Parameter(rearrange(rows, "h 1 d -> h d"))
                 self.pos_embed_cols = nn.Parameter(rearrange(cols, "1 w d -> w d"))
             elif self.pos_embed_kind == "relative":
@@ -249,7 +250,7 @@ class ViT(
         """Set one half of each embedding to sines and cosines of the row, the other half to those of the column, with
         geometrically spaced wavelengths, as the fixed embeddings of MoCo v3 and MAE (arXiv 2104.02057, 2111.06377)."""
         height, width = self.grid
-        rows, cols = _sincos(height, self.embed_dim // 2), _sincos(width, self.embed_dim // 2)
+        rows, cols = sincos(height, self.embed_dim // 2), sincos(width, self.embed_dim // 2)
         if self.pos_embed_kind == "1d":
             places = [repeat(rows, "h d -> (h w) d", w=width), repeat(cols, "w d -> (h w) d", h=height)]
             self.pos_embed[0, 1:] = torch.cat(places, dim=-1)
@@ -366,11 +367,6 @@ class Mlp(nn.Module):
 def gather(tokens: Tensor, places: Tensor) -> Tensor:
     """Take tokens by place: (B, T, D), (B, K) -> (B, K, D)."""
     return tokens.gather(1, repeat(places, "b k -> b k d", d=tokens.shape[-1]))
-
-
-def _height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (img_size, img_size) if isinstance(img_size, int) else (*img_size, *img_size)[:2]
-    return int(height), int(width)
 
 
 def pool_tokens(tokens: Tensor, pool: str) -> Tensor:

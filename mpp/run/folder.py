@@ -20,8 +20,10 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from mpp.config.bounds import Mark, marked, option_name
+from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.command_line import differences, flattened, write_toml
+from mpp.config.commands import LinearProbe, Run
+from mpp.config.options import Seeded
 from mpp.errors import UserError
 from mpp.files import write_whole
 from mpp.run.command import spelled
@@ -33,7 +35,7 @@ _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-
 class Records:
     """The writing side of a run's folder. Only the main process writes; the others' calls do nothing."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, config: Any) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, config: Options) -> None:
         self.folder, self.accelerator, self.config = folder, accelerator, config
         self.metrics_file = folder / "metrics.jsonl"
 
@@ -134,7 +136,7 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
         draft.rename(folder)
 
 
-def finish(folder: Path, config: Any, result: dict[str, Any]) -> dict[str, Any]:
+def finish(folder: Path, config: Seeded, result: dict[str, Any]) -> dict[str, Any]:
     """Write a run's result.json: `result`, the seed and the versions of the packages. Returns what it holds."""
     packages = {name: version(name) for name in _PACKAGES}
     result = result | {"seed": config.seed, "packages": packages}
@@ -166,12 +168,12 @@ def refuse_to_overwrite(folder: Path) -> None:
         raise UserError(f"--output {folder} already holds a run; --resume goes on with it, or give another folder")
 
 
-def refuse_other_options(folder: Path, config: Any, *, remade: bool = False) -> None:
+def refuse_other_options(folder: Path, config: Run, *, remade: bool = False) -> None:
     """Raise UserError if a run was begun with other options than are asked for now, and the numbers depend on them.
 
     --resume-anyway insists. With `remade`, more steps are another run, too: one to be made again, not to go on with.
     """
-    if getattr(config, "resume_anyway", False):
+    if not isinstance(config, LinearProbe) and config.resume_anyway:
         return
     if not (folder / "config.toml").exists():
         if (folder / "checkpoints").exists():
@@ -202,7 +204,7 @@ def named_folder(output: str | None, command: str) -> Path:
     return Path(broadcast_object_list([output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"])[0])
 
 
-def prepare_output(config: Any, command: str, resume: bool, accelerator: Accelerator) -> Path:
+def prepare_output(config: Run, command: str, resume: bool, accelerator: Accelerator) -> Path:
     """The run's folder, the same on all processes. Raises UserError if it cannot be written, or holds a run that is not
     to be resumed, or was begun with other options."""
     if config.output is None and resume:

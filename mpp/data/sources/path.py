@@ -32,7 +32,7 @@ def split_names(path: str) -> list[str]:
         return [str(split) for split in get_dataset_split_names(name, **options)]
 
 
-def _load_table(path: str, split: str) -> Dataset:
+def load_table(path: str, split: str) -> Dataset:
     from datasets import load_dataset
 
     if split not in (splits := split_names(path)):

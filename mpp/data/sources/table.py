@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mpp.data.decode import Unreadable, open_image, printable
-from mpp.data.sources.path import _load_table, split_names
+from mpp.data.sources.path import load_table, split_names
 from mpp.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _values_in_all_splits(path: str, label: str) -> list:
     """The sorted values of a column of numbers or words in all splits: every split of a set has the same classes."""
     import datasets
 
-    tables = [_load_table(path, split) for split in split_names(path)]
+    tables = [load_table(path, split) for split in split_names(path)]
     if not all(isinstance(table.features.get(label), datasets.Value) for table in tables):
         raise UserError(f"--data.label-column {label} does not hold numbers or words in every split of {path}")
     of_split = [{v for v in table.unique(label) if v is not None and v == v} for table in tables]
