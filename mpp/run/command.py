@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -29,8 +30,19 @@ def run_command(main: Callable[[], object]) -> NoReturn:
         print(f"error{where}: {line or type(error).__name__}", file=sys.stderr, flush=True)
         if line is None:
             raise
-        sys.exit(2)
-    sys.exit(0)
+        _end(2, processes)
+    _end(0, processes)
+
+
+def _end(code: int, processes: int) -> NoReturn:
+    """End the process. One of several ends without taking the interpreter down: gloo's threads may still let go of
+    tensors, which needs the interpreter, and would abort a process whose work is done (pytorch #179291)."""
+    if processes > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _leave_to_the_main_thread(raised: threading.ExceptHookArgs) -> None:
