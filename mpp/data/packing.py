@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from tqdm import tqdm
 
 from mpp.data.decode import Unreadable, pixels, size_as_seen
 from mpp.data.images import Images
-from mpp.data.sources.packed import MAGIC, PackedSplit, read_header
-from mpp.errors import UserError
+from mpp.data.sources.packed_header import MAGIC, PIXEL, TAIL, PackedSplit, read_header
+from mpp.errors import UserError, first_line
 
 _AT_ONCE = 256  # images read and written together
 
@@ -49,7 +48,7 @@ def pack(
         for images in splits.values():
             _ = images.label_names  # an ambiguous label column raises now, not after all images are decoded
     draft, notes = _drafts(out)
-    state = _resume(draft, notes, source, short_side)
+    state = _resume(draft, notes, splits, source, short_side)
     out.parent.mkdir(parents=True, exist_ok=True)
     with draft.open("r+b" if draft.exists() else "w+b") as file:
         file.truncate(max(len(MAGIC), state["bytes"]))
@@ -91,7 +90,7 @@ def pack(
         digest = _sha256_of(file, file.tell(), progress)
         at = file.tell()
         file.write(json.dumps(header | {"sha256": digest, "short_side": short_side}).encode())
-        file.write(struct.pack("<Q8s", at, MAGIC))
+        file.write(TAIL.pack(at, MAGIC))
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, out)
@@ -114,9 +113,7 @@ def verify(path: str) -> None:
     """Compare a packed file's content with its checksum. Raises UserError if they differ."""
     header = read_header(path)
     with Path(path).expanduser().open("rb") as file:
-        file.seek(-16, os.SEEK_END)
-        at, _ = struct.unpack("<Q8s", file.read(16))
-        if _sha256_of(file, at, progress=True) != header["sha256"]:
+        if _sha256_of(file, header.content, progress=True) != header.sha256:
             raise UserError(f"{path} is damaged: its content does not match its checksum; pack it again")
 
 
@@ -128,7 +125,8 @@ def _decoded(image: Image.Image | Unreadable, short_side: int | None) -> np.ndar
     return pixels(image, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
-def _resume(draft: Path, notes: Path, source: str, short_side: int | None) -> dict[str, Any]:
+def _resume(draft: Path, notes: Path, splits: dict[str, Images], source: str, short_side: int | None) -> dict[str, Any]:
+    """The record of the progress of an interrupted packing, or a new one: a draft that is cut or damaged is removed."""
     fresh: dict[str, Any] = {
         "source": source,
         "short_side": short_side,
@@ -137,15 +135,38 @@ def _resume(draft: Path, notes: Path, source: str, short_side: int | None) -> di
         "splits": {},
         "unreadable": {},
     }
-    if not (draft.exists() and notes.exists()):
-        draft.unlink(missing_ok=True)
+    if not (draft.exists() or notes.exists()):
         return fresh
-    state = json.loads(notes.read_text())
-    if (state["source"], state["short_side"]) != (source, short_side):
+    try:
+        state = json.loads(notes.read_text())
+        other = (state["source"], state["short_side"]) != (source, short_side)
+        if not other and (damage := _damage(state, splits, draft)):
+            raise ValueError(damage)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"{draft} is an interrupted packing that cannot go on ({first_line(error)}); packing starts again")
+        for path in (draft, notes):
+            path.unlink(missing_ok=True)
+        return fresh
+    if other:
         raise UserError(
             f"{draft} belongs to another set, to this set before a change, or to another size; remove it to start again"
         )
+    print(f"{draft} goes on: {state['done']:,} of {sum(map(len, splits.values())):,} images are packed already")
     return state
+
+
+def _damage(state: dict[str, Any], splits: dict[str, Images], draft: Path) -> str | None:
+    """What is wrong with the record of the progress, or with the draft by it; None if nothing is."""
+    parts = state["splits"]
+    packed = sum(height * width * PIXEL for part in parts.values() for height, width in part["sizes"])
+    if state["bytes"] != len(MAGIC) + packed or draft.stat().st_size < state["bytes"]:
+        return "it is cut short"
+    if state["done"] != sum(part["next"] for part in parts.values()) or not isinstance(state["unreadable"], dict):
+        return "its record is damaged"
+    for name, part in parts.items():
+        if len(part["kept"]) != len(part["sizes"]) or not 0 <= part["next"] <= len(splits[name]):
+            return "its record is damaged"
+    return None
 
 
 def _note(file: Any, notes: Path, state: dict[str, Any]) -> None:
@@ -168,7 +189,7 @@ def _write_tables(
     for name, images in splits.items():
         sizes = np.array(state["splits"][name]["sizes"], dtype=np.int64).reshape(-1, 2)
         kept = state["splits"][name]["kept"]
-        begins = np.concatenate([[0], np.cumsum(sizes.prod(1) * 3)]).astype(np.int64)
+        begins = np.concatenate([[0], np.cumsum(sizes.prod(1) * PIXEL)]).astype(np.int64)
         labelled = labels and bool(images.label_names)
         names = images.label_names if labelled else names
         tables = [begins, sizes]

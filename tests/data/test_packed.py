@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -249,7 +250,7 @@ def test_reading_a_packed_file_does_not_fill_the_process_with_it(tmp_path):
     assert most < 90
 
 
-def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path, monkeypatch):
+def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mpp.data.packing._AT_ONCE", 2)
     source = write_set(tmp_path / "source", sizes=((16, 16), (8, 8)))
     splits = {name: load_images(str(source), name) for name in split_names(str(source))}
@@ -281,9 +282,45 @@ def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path
     assert noted["splits"]["train"]["next"] == 8
     with pytest.raises(UserError, match="belongs to another set, to this set before a change"):
         pack(splits, cut, "as it is now", progress=False)
+    left = {path.name: path.read_bytes() for path in tmp_path.glob("cut.mpp.partial*")}
+    capsys.readouterr()
     pack(splits, cut, "as it was", progress=False)
+    assert "cut.mpp.partial goes on: 8 of 24 images are packed already" in capsys.readouterr().out
     assert cut.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.partial*"))
+
+    draft, notes = "cut.mpp.partial", "cut.mpp.partial.json"
+    later = json.dumps(noted | {"splits": {"train": noted["splits"]["train"] | {"next": 900}}, "done": 900}).encode()
+    for damaged in (
+        {draft: left[draft][:100]},
+        {draft: b""},
+        {notes: left[notes][:50]},
+        {notes: b"[]"},
+        {notes: left[notes].replace(b'"next"', b'"then"')},
+        {notes: later},
+    ):
+        cut.unlink()
+        for name, content in (left | damaged).items():
+            (tmp_path / name).write_bytes(content)
+        pack(splits, cut, "as it was", progress=False)
+        assert "is an interrupted packing that cannot go on" in capsys.readouterr().out
+        assert cut.read_bytes() == whole.read_bytes()
+        assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_label_number_beyond_the_classes_of_a_table_is_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [Image.new("RGB", (4, 4))] * 3, "label": [0, 1, 5]}
+    table = datasets.Dataset.from_dict(rows, features)
+    classes = datasets.Features(features | {"label": datasets.ClassLabel(names=["a", "b"])})
+    metadata = {b"huggingface": json.dumps({"info": {"features": classes.to_dict()}}).encode()}
+    (tmp_path / "set").mkdir()
+    file = tmp_path / "set" / "train-0.parquet"
+    pq.write_table(table.with_format("arrow")[:].replace_schema_metadata(metadata), file)
+    images = load_images(str(file))
+    assert images.labels([0, 1]).tolist() == [0, 1]
+    with pytest.raises(UserError, match=r"row 2 has label number 5, but column label has 2 classes \(0 to 1\)"):
+        images.labels([0, 1, 2])
 
 
 def test_another_file_in_the_source_is_another_fingerprint(source):

@@ -10,11 +10,8 @@ order. In a larger set, each image costs one read of a few pages per epoch: this
 
 from __future__ import annotations
 
-import json
 import mmap
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,24 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mpp.data.decode import printable
+from mpp.data.sources.packed_header import MAGIC, PIXEL, read_header
 from mpp.errors import UserError
 
-MAGIC = b"MPPACK1\n"
-
-
 _KEPT = 1024  # most images whose pages a process keeps: 64 MiB, at 64 KiB per image
-
-
-@dataclass(frozen=True)
-class PackedSplit:
-    """The offsets of a split's parts in the file, in bytes."""
-
-    count: int
-    pixels: int
-    begins: int
-    sizes: int
-    labels: int | None
-    size: tuple[int, int] | None  # (H, W) of all images; None if sizes differ
 
 
 class PackedImages:
@@ -47,13 +31,16 @@ class PackedImages:
 
     def __init__(self, path: str, split: str) -> None:
         header = read_header(path)
-        if split not in header["splits"]:
-            splits = ", ".join(header["splits"])
+        if split not in header.splits:
+            splits = ", ".join(map(printable, header.splits))
             raise UserError(f"{path} has no split {split!r}; it has: {splits} (--data.split, --data.eval-split)")
         self.path, self.split = path, split
-        self.part = PackedSplit(**header["splits"][split])
-        self.label_names: list[str] | None = None if self.part.labels is None else header["label_names"]
-        self.source: str = header["source"]
+        self.part = header.splits[split]
+        if not self.part.count:
+            raise UserError(
+                f"{path} has no images in its split {split}; name another (--data.split, --data.eval-split)"
+            )
+        self.label_names: list[str] | None = None if self.part.labels is None else header.label_names
         self._read = 0
 
     @cached_property
@@ -82,13 +69,13 @@ class PackedImages:
     @property
     def packed_size(self) -> tuple[int, int] | None:
         """(H, W) of all images; None if sizes differ."""
-        return None if self.part.size is None else (self.part.size[0], self.part.size[1])
+        return self.part.size
 
     def arrays(self, indices: Sequence[int]) -> np.ndarray:
         """Images of one size, (B, H, W, 3) uint8, read without a Python loop."""
         assert self.packed_size is not None
         height, width = self.packed_size
-        shape = (self.part.count, height, width, 3)
+        shape = (self.part.count, height, width, PIXEL)
         every = self._file[self.part.pixels :][: int(np.prod(shape))].reshape(shape)
         found = every[np.asarray(indices)]
         self._let_go(len(found))
@@ -100,7 +87,7 @@ class PackedImages:
         found: list[Any] = []
         for index in map(int, indices):
             data = self._file[self.part.pixels + begins[index] : self.part.pixels + begins[index + 1]]
-            found.append(Image.fromarray(np.array(data).reshape(*sizes[index], 3)))
+            found.append(Image.fromarray(np.array(data).reshape(*sizes[index], PIXEL)))
         self._let_go(len(found))
         return found
 
@@ -130,19 +117,3 @@ def is_packed(path: str) -> bool:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, RuntimeError):  # no such file, or ~name of an unknown user
         return False
-
-
-def read_header(path: str) -> dict[str, Any]:
-    """The header of a packed file. Raises UserError if the file is damaged or cut short."""
-    here = Path(path).expanduser()
-    size = here.stat().st_size
-    try:
-        with here.open("rb") as file:
-            file.seek(size - 16)
-            at, magic = struct.unpack("<Q8s", file.read(16))
-            if magic != MAGIC or at > size:
-                raise ValueError("its end is missing")
-            file.seek(at)
-            return json.loads(file.read(size - 16 - at))
-    except (OSError, ValueError, struct.error) as error:
-        raise UserError(f"--data.path {path} is a damaged packed file ({error}); pack it again") from error

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mpp.data.decode import printable
 from mpp.data.sources.folders import look_through
-from mpp.data.sources.packed import is_packed, read_header
+from mpp.data.sources.packed import is_packed
+from mpp.data.sources.packed_header import read_header
 from mpp.data.sources.shapes import SPLITS
 from mpp.errors import UserError, first_line
 
@@ -24,7 +25,7 @@ def split_names(path: str) -> list[str]:
     if path == "shapes":
         return list(SPLITS)
     if is_packed(path):
-        return list(read_header(path)["splits"])
+        return list(read_header(path).splits)
     from datasets import get_dataset_split_names
 
     name, options = source_of(path)

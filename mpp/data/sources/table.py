@@ -78,7 +78,14 @@ class TableImages:
     def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
         """As `labels`, but -1 for an image without a label."""
         assert self._labels is not None
-        return np.array([-1 if value is None else value for value in self._labels.values(indices)], dtype=np.int64)
+        found = np.array([-1 if value is None else value for value in self._labels.values(indices)], dtype=np.int64)
+        if (found >= len(self._labels.names)).any():
+            where, classes = self.where(indices[int(np.argmax(found))]), len(self._labels.names)
+            raise UserError(
+                f"{where} has label number {found.max()}, but column {self._labels.column} has {classes} classes (0 to "
+                f"{classes - 1}); correct the table, or name another column (--data.label-column)"
+            )
+        return found
 
     def where(self, index: int) -> str:
         row = self.table[int(index)][self.image_column] or {}
