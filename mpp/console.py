@@ -47,9 +47,9 @@ OTHERS = {
 
 def start(config: Run | Compare | Pack) -> Any:
     """Check a command's options, set up the devices and do its work. Returns what the command found."""
-    check(config)
     module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
     with plain_warnings():
+        check(config)
         work = getattr(import_module(module), function)  # heavy imports come after the checks
         if isinstance(config, Pack):
             return work(config)

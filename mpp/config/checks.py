@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from mpp.config.bounds import Options, check_bounds
 from mpp.config.command_line import flattened
 from mpp.config.commands import Compare, FineTune, FineTuning, Pretrain, Pretraining, Supervised
 from mpp.config.derived import cells_a_side, height_width, num_corrupted
-from mpp.config.options import Augment
-from mpp.errors import UserError, renamed
+from mpp.config.options import Augment, Optim, Train
+from mpp.errors import UserError, renamed, warn
 
 
 def check(config: Options) -> None:
@@ -15,7 +17,9 @@ def check(config: Options) -> None:
     check_bounds(config)
     if isinstance(config, Pretrain):
         _check_pretraining(config)
+        _warn_of_long_warmup(config.optim, config.train)
     elif isinstance(config, Supervised):
+        _warn_of_long_warmup(config.optim, config.train)
         _check_scale(config.augment)
         refuse_cut_patches(config.model.img_size, config.model.patch_size)
     elif isinstance(config, FineTune):
@@ -46,6 +50,8 @@ def _check_pretraining(config: Pretraining) -> None:
 
 def _check_fine_tune(config: FineTune) -> None:
     _check_fine_tuning(config)
+    if not config.eval_only:
+        _warn_of_long_warmup(config.optim, config.train)
     if config.init == "scratch":  # a backbone has a patch size of its own
         refuse_cut_patches(config.model.img_size, config.model.patch_size)
     if config.eval_only and config.init == "scratch":
@@ -71,11 +77,23 @@ def _check_compare(config: Compare) -> None:
         _check_pretraining(config.pretrain)
     with renamed("--", "--finetune.", texts(config)):
         _check_fine_tuning(config.finetune)
+    _warn_of_long_warmup(config.pretrain.optim, config.pretrain.train, "pretrain.")
+    _warn_of_long_warmup(config.finetune.optim, config.finetune.train, "finetune.")
 
 
 def _check_scale(augment: Augment) -> None:
     if augment.scale[0] > augment.scale[1]:
         raise UserError(f"--augment.scale {augment.scale} must be the smallest share, then the largest")
+
+
+def _warn_of_long_warmup(optim: Optim, train: Train, of: str = "") -> None:
+    """Warn, once for all processes, if training ends before the learning rate has risen to its peak."""
+    warmup, steps = optim.warmup_steps, train.steps
+    if warmup >= steps and os.environ.get("RANK", "0") == "0":
+        warn(
+            f"--{of}optim.warmup-steps {warmup} is not below --{of}train.steps {steps}: the learning rate rises to "
+            f"{optim.lr * steps / warmup:.2g} of --{of}optim.lr {optim.lr:g} and never falls; give fewer warm-up steps"
+        )
 
 
 def refuse_cut_patches(img_size: int | tuple[int, int] | None, patch_size: int) -> None:

@@ -146,6 +146,9 @@ class Optim:
     weight_decay: NotNegative = 0.05  # On the weights of linear layers; biases, norms and embeddings have none.
     warmup_steps: Whole = 50  # Steps over which the learning rate rises linearly from 0 to its peak.
     decay: Literal["cosine", "linear", "none"] = "cosine"  # How the learning rate falls to 0 after the warm-up.
+    extend: Harmless[Literal["restart", "continue"]] = "restart"
+    """The learning rate of a run that is resumed with other --train.steps: that of a run begun with them (restart), or
+    the last one, decaying to 0 over the steps that remain (continue)."""
     clip_norm: NotNegative = 1.0  # Scale gradients down to this norm; 0: never.
 
 

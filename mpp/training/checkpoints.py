@@ -8,6 +8,7 @@ own, and a checkpoint whose files do not match is passed over for the one before
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -29,17 +30,20 @@ from mpp.files import flush, sha256_of
 from mpp.run.machine import gather_dicts
 from mpp.training import sharding
 from mpp.training.learner import Learner
+from mpp.training.optim import Span
 
 WEIGHTS, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "average.safetensors", "optimizer.pt", "state.json"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run goes on: after so many steps and seconds, at these positions of a stream."""
+    """Where a run goes on: after so many steps and seconds, at these positions of a stream, with the learning rate
+    decaying over this span (None: checkpoints of older versions do not say)."""
 
     step: int = 0
     seconds: float = 0.0
     positions: Positions = field(default_factory=dict)
+    span: Span | None = None
 
 
 class Checkpoints:
@@ -54,8 +58,9 @@ class Checkpoints:
         self.accelerator.print(f"training from step 0 into {self.output}")
         return Start()
 
-    def resume(self, learner: Learner) -> Start:
-        """Put the latest good checkpoint into a learner; a fresh start if there is none. All processes call it."""
+    def resume(self, learner: Learner, steps: int) -> Start:
+        """Put the latest good checkpoint into a learner that goes on to `steps`; a fresh start if there is none. All
+        processes call it."""
         main = self.accelerator.is_main_process  # one process looks: looking reads the whole checkpoint
         found = broadcast_object_list([latest(self.folder) if main else None])[0]
         if found is None:
@@ -63,6 +68,11 @@ class Checkpoints:
         path, state = found
         if not path.exists():
             raise UserError(f"{path} cannot be seen from here: --output must be on a disk that all machines share")
+        if state["step"] > steps:
+            raise UserError(
+                f"--train.steps {steps} is fewer than the {state['step']} that {path} has done; give at least as many, "
+                f"or another --output to begin anew"
+            )
         in_shards = sharding.has_shards(path)
         if learner.sharded and not in_shards:
             raise UserError(f"{path} was not saved by a run with FSDP2; go on without, or give another --output")
@@ -72,7 +82,8 @@ class Checkpoints:
             load(path, learner.bare, learner.optimizer.optimizer, learner.average)
         self.accelerator.print(f"resuming {path} at step {state['step']}")
         positions = {int(lane): tuple(at) for lane, at in state["positions"].items()}
-        return Start(state["step"], state["seconds"], positions)
+        span = Span(**state["span"]) if "span" in state else None
+        return Start(state["step"], state["seconds"], positions, span)
 
     def save(self, step: int, learner: Learner, positions: Positions, seconds: float, needed: bool) -> str | None:
         """Save the checkpoint of `step`; returns what to warn of if it cannot be written. All processes call it.
@@ -81,6 +92,7 @@ class Checkpoints:
         """
         accelerator, drafts, reason = self.accelerator, self.folder / "shards.tmp", None
         state = {"positions": gather_dicts(accelerator, positions), "seconds": seconds}
+        state["span"] = dataclasses.asdict(learner.span)
         model, optimizer = learner.model, learner.optimizer
         try:
             shards = sharding.write(drafts, model, optimizer, accelerator) if learner.sharded else None

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mpp.config.commands import Trained
 from mpp.run.machine import in_precision
 from mpp.training import sharding
-from mpp.training.optim import build_optimizer, schedule
+from mpp.training.optim import Span, build_optimizer, extended, schedule
 
 
 class Learner:
@@ -26,6 +26,7 @@ class Learner:
         bare: the same without wrappings.
         average: the running mean of the weights, with --train.average.
         lr: the learning rate of the last step.
+        span: the steps over which it decays.
     """
 
     def __init__(self, model: nn.Module, config: Trained, accelerator: Accelerator) -> None:
@@ -47,15 +48,21 @@ class Learner:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.bare = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.schedule: LRScheduler
+        self.span = Span(config.train.steps)
         self.lr = 0.0
 
-    def begin(self, step: int) -> None:
-        """Start the schedule after `step` steps, with the options asked for now: a checkpoint brings back old ones."""
+    def begin(self, step: int, span: Span | None) -> None:
+        """Start the schedule after `step` steps of a run made for `span`, with the options asked for now: a checkpoint
+        brings back old ones."""
         for group, asked in zip(self.optimizer.param_groups, self.asked, strict=True):
             group |= asked
         peaks = [asked["lr"] for asked in self.asked]
         bare_optimizer = self.optimizer.optimizer  # without Accelerate's wrapping
-        self.schedule = schedule(bare_optimizer, peaks, self.config.optim, self.config.train.steps, step)
+        steps, optim = self.config.train.steps, self.config.optim
+        self.span, says = extended(span or Span(steps), optim, steps, step, max(peaks))
+        if says:
+            self.accelerator.print(says)
+        self.schedule = schedule(bare_optimizer, peaks, optim, self.span, step)
         self.model.train()
 
     def clip_gradients(self) -> Tensor:

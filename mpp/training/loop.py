@@ -33,8 +33,8 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     flops = job.flops_an_image()  # before the model may be sharded
     learner = Learner(job.model, config, accelerator)
     checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator)
-    start = checkpoints.resume(learner) if config.resume else checkpoints.fresh()
-    learner.begin(start.step)
+    start = checkpoints.resume(learner, options.steps) if config.resume else checkpoints.fresh()
+    learner.begin(start.step, start.span)
     if options.auto_batch:
         share = fitting_share(job, config, accelerator, learner.bare, share, start.step, start.positions)
         config = dataclasses.replace(config, train=dataclasses.replace(options, accumulate=share.accumulate))  # type: ignore[arg-type]

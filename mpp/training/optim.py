@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -96,18 +97,48 @@ class Together(Optimizer):
             optimizer.load_state_dict(state)
 
 
-def schedule(optimizer: Optimizer, peaks: list[float], optim: Optim, steps: int, done: int = 0) -> LambdaLR:
-    """Linear warm-up to each group's peak, then decay to 0 at `steps`; goes on after `done` steps."""
+@dataclass(frozen=True)
+class Span:
+    """The steps over which the learning rate decays to 0: after the warm-up, or with --optim.extend continue from
+    `share` of the peak, that of the last step before `start`."""
+
+    end: int
+    start: int = 0
+    share: float = 1.0
+
+
+def schedule(optimizer: Optimizer, peaks: list[float], optim: Optim, span: Span, done: int = 0) -> LambdaLR:
+    """Linear warm-up to each group's peak, then decay over `span`; goes on after `done` steps."""
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["initial_lr"] = peak
-    return LambdaLR(optimizer, lambda step: lr_factor(step, optim, steps), last_epoch=done - 1)
+    return LambdaLR(optimizer, lambda step: lr_factor(step, optim, span), last_epoch=done - 1)
 
 
-def lr_factor(step: int, optim: Optim, steps: int) -> float:
-    """Share of the peak learning rate that step number `step` (from 0) of `steps` trains with, in 0..1."""
+def lr_factor(step: int, optim: Optim, span: Span) -> float:
+    """Share of the peak learning rate that step number `step` (from 0) trains with, in 0..1."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
-    progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
-    return {"cosine": 0.5 + 0.5 * math.cos(math.pi * min(1, progress)), "linear": max(0, 1 - progress), "none": 1.0}[
-        optim.decay
-    ]
+    begin = span.start - 1 if span.start else optim.warmup_steps
+    progress = (step - begin) / max(1, span.end - begin)
+    decayed = {"cosine": 0.5 + 0.5 * math.cos(math.pi * min(1, progress)), "linear": max(0, 1 - progress), "none": 1.0}
+    return span.share * decayed[optim.decay]
+
+
+def extended(before: Span, optim: Optim, steps: int, done: int, peak: float) -> tuple[Span, str | None]:
+    """The span of a run of `steps` that goes on after `done` steps of one made for `before`, as --optim.extend says;
+    and a line for the user if the choice changes the learning rate of the next step."""
+    if not done or steps == before.end:
+        return before if done else Span(steps), None
+    last = lr_factor(done - 1, optim, before)
+    restart, go_on = Span(steps), Span(steps, done, last)
+    new = lr_factor(done, optim, restart)
+    if done <= optim.warmup_steps or new == lr_factor(done, optim, go_on):
+        return restart, None
+    fold = f" {new / last:.3g}-fold" if new / (last or 1) > 1 else ""
+    jumps = f"jumps{fold} from {last * peak:.2g} to {new * peak:.2g}"
+    falls = f"goes on from {last * peak:.2g}{'' if optim.decay == 'none' else f' and falls to 0 at step {steps:,}'}"
+    if optim.extend == "continue":
+        span, says = go_on, f"{falls} (--optim.extend continue); with --optim.extend restart it {jumps}"
+    else:
+        span, says = restart, f"{jumps} (--optim.extend restart); with --optim.extend continue it {falls}"
+    return span, f"--train.steps {steps} was {before.end} when this run was last saved: the learning rate {says}"

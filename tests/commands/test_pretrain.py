@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,36 @@ def test_a_finished_run_can_be_given_more_steps(tmp_path):
     longer = pretrain(tmp_path / "longer", "--optim.decay", "none", "--train.steps", "8")
     assert losses(more) == losses(longer)
     assert [line["step"] for line in more] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("extend", "rates", "says"),
+    [
+        # cosine after 2 of 6 steps of warm-up, to the peak of 3e-3; the last step has (1 + cos(3/4 pi)) / 2 of it
+        ("restart", 3e-3 * (0.5 + 0.5 * np.cos(np.pi * np.arange(4, 8) / 8)), "jumps 3.41-fold from 0.00044 to 0.0015"),
+        ("continue", 4.393398e-4 * (0.5 + 0.5 * np.cos(np.pi * np.arange(1, 5) / 5)), "from 0.00044 and falls to 0 at"),
+    ],
+)
+def test_a_run_given_more_steps_says_how_its_learning_rate_goes_on(tmp_path, capsys, extend, rates, says):
+    pretrain(tmp_path / "run")
+    assert "--optim.extend" not in capsys.readouterr().out
+    more = pretrain(tmp_path / "run", "--train.steps", "10", "--resume", "--optim.extend", extend)
+    told = [line for line in capsys.readouterr().out.splitlines() if "--optim.extend restart" in line]
+    assert len(told) == 1
+    assert says in told[0]
+    assert "--optim.extend continue" in told[0]
+    assert [line["optim/lr"] for line in more[6:]] == pytest.approx(rates)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000010")  # cut in the added steps: the rate goes on alike
+    again = pretrain(tmp_path / "run", "--train.steps", "10", "--resume", "--optim.extend", extend)
+    assert [line["optim/lr"] for line in again[6:]] == pytest.approx(rates)
+    assert "learning rate" not in capsys.readouterr().out
+
+
+def test_fewer_steps_than_a_run_has_are_refused(finished):
+    before = (finished / "config.toml").read_text()
+    with pytest.raises(UserError, match=r"--train.steps 4 is fewer than the 6 that \S+step_00000006 has done; give at"):
+        pretrain(finished, "--train.steps", "4", "--resume")
+    assert (finished / "config.toml").read_text() == before
 
 
 def test_a_run_is_not_overwritten(finished):

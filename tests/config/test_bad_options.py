@@ -14,7 +14,7 @@ import pytest
 
 from mpp.comparison.compare import adopted
 from mpp.config.checks import check
-from mpp.config.command_line import differences, flattened, parse, write_toml
+from mpp.config.command_line import as_arguments, differences, flattened, parse, write_toml
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
 from mpp.data.sources.path import naming_the_source
 from mpp.errors import UserError
@@ -297,3 +297,31 @@ def test_an_empty_folder_is_said_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"--data\.path .*empty is an empty folder"):
         pretrain(tmp_path / "run", "--data.path", str(tmp_path / "empty"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        (
+            Pretrain,
+            {"train.steps": 20, "optim.warmup_steps": 10_000},
+            "--train.steps 20: .* to 6e-06 of --optim.lr 0.003 ",
+        ),
+        (FineTune, {"optim.warmup_steps": 800}, "--optim.warmup-steps 800 is not below --train.steps 800"),
+        (
+            Compare,
+            {"finetune.train.steps": 20},
+            "--finetune.optim.warmup-steps 50 is not below --finetune.train.steps 20",
+        ),
+    ],
+)
+def test_a_warm_up_that_never_ends_is_told(kind, options, says):
+    with pytest.warns(UserWarning, match=says) as told:
+        check(parse(kind, as_arguments(options)))
+    assert len(told) == 1
+
+
+def test_a_warm_up_that_ends_and_a_command_that_does_not_train_are_not_warned_of(recwarn):
+    check(parse(Pretrain, ["--train.steps", "20", "--optim.warmup-steps", "19"]))
+    check(parse(FineTune, ["--init", "runs/fine", "--eval-only", "--train.steps", "1"]))
+    assert not recwarn
