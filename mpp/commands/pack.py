@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mpp.config.commands import Pack
-from mpp.data.images import load_images
+from mpp.data.images import open_images
 from mpp.data.packing import fingerprint, pack, verify
 from mpp.data.sources.path import split_names
 from mpp.errors import UserError
@@ -23,8 +23,7 @@ def run_pack(config: Pack) -> Path:
         verify(config.out)
         print(f"{out} is as it was written")
         return out
-    columns = {"image_column": data.image_column, "label_column": data.label_column}
-    splits = {name: load_images(data.path, name, **columns) for name in split_names(data.path)}  # type: ignore[arg-type]
+    splits = {name: open_images(data, name) for name in split_names(data.path, data.config)}
     short_side = 256 if config.size is None else config.size or None
     lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
     try:

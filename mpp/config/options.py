@@ -29,6 +29,7 @@ class Source:
 
     path: str = "shapes"
     """Folder of images, parquet, folder of WebDataset .tar shards, packed file, hub id, or `shapes` (built in)."""
+    config: str | None = None  # The configuration to read, of a set that has several.
     image_column: str | None = None  # The column with the image. Needed only if several columns could be meant.
     label_column: str | None = None  # The column with the label, likewise. For `shapes`: shape, colour, count or place.
     on_error: Harmless[Literal["stop", "skip"]] = "stop"

@@ -64,7 +64,7 @@ def open_image(row: dict | None, source: str | None = None) -> Image.Image | Unr
             return _open(io.BytesIO(row["bytes"]))
         if "::" in row["path"]:
             return Unreadable("it is in an archive; unpack the archive first")
-        if source is None or not _is_within(row["path"], source):
+        if source is None or not is_within(row["path"], source):
             return Unreadable("its path points outside the set")
         if not stat.S_ISREG(os.stat(row["path"]).st_mode):
             return Unreadable("it is not a regular file")
@@ -77,9 +77,18 @@ def _open(file: str | io.BytesIO) -> Image.Image:
     return Image.open(file, formats=FORMATS)
 
 
-def _is_within(path: str, source: str) -> bool:
-    """Whether `path` is in the set's folder (or in the folder of the set's file), or in a Hugging Face cache."""
-    return os.path.abspath(path).startswith(_roots(source))  # without `..`; symbolic links are allowed
+def is_within(path: str, source: str) -> bool:
+    """Whether `path` is in the set's folder (or in the folder of the set's file), or in a Hugging Face cache.
+
+    `..` and links to folders count as where they lead; a link to a file may lead anywhere, as in a folder of links.
+    """
+    path = os.path.abspath(path)
+    return path.startswith(_roots(source)) and _is_folder_within(os.path.dirname(path), source)
+
+
+@cache
+def _is_folder_within(folder: str, source: str) -> bool:
+    return os.path.join(os.path.realpath(folder), "").startswith(_roots(source))
 
 
 @cache

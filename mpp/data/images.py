@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from mpp.data.decode import Unreadable
+from mpp.config.options import Source
+from mpp.data.decode import Unreadable, printable
 from mpp.data.sources.packed import PackedImages, is_packed
-from mpp.data.sources.path import load_table
-from mpp.data.sources.shapes import LABELS, SPLITS, Shapes
+from mpp.data.sources.path import load_table, split_names
+from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError
 
@@ -44,6 +46,7 @@ def load_images(
     size: tuple[int, int] = (32, 32),
     image_column: str | None = None,
     label_column: str | None = None,
+    config: str | None = None,
 ) -> Images:
     """Open one split of a set of images.
 
@@ -54,14 +57,16 @@ def load_images(
         size: (height, width) in pixels of the scenes of `shapes`; other images keep their size.
         image_column, label_column: needed only if several columns fit. For `shapes` the label column is one of
             shape (default), colour, count, place.
+        config: needed only if the set has several configurations.
 
     Raises UserError with the way out if there is no such set, split or column.
     """
+    if split not in (splits := split_names(path, config)):
+        raise UserError(
+            f"{path} has no split {split!r}; it has: {', '.join(map(printable, splits))} (--data.split, "
+            f"--data.eval-split)"
+        )
     if path == "shapes":
-        if split not in SPLITS:
-            raise UserError(
-                f"shapes has no split {split!r}; it has: {', '.join(SPLITS)} (--data.split, --data.eval-split)"
-            )
         if label_column not in (None, *LABELS):
             raise UserError(f"shapes has no label column {label_column!r}; it has: {', '.join(LABELS)}")
         return Shapes(split, size, label_column or "shape")
@@ -69,7 +74,20 @@ def load_images(
         if image_column or label_column:
             raise UserError(f"{path} is packed and has no other columns: name columns when packing (tools/pack.py)")
         return PackedImages(path, split)
-    return TableImages(load_table(path, split), path, split, image_column, label_column)
+    tables = {name: partial(load_table, path, name, config) for name in splits}
+    return TableImages(tables, path, split, image_column, label_column)
+
+
+def open_images(data: Source, split: str, size: tuple[int, int] = (32, 32)) -> Images:
+    """Open one split of the set that options name."""
+    return load_images(
+        data.path,
+        split,
+        size=size,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        config=data.config,
+    )
 
 
 class Subset:

@@ -7,7 +7,7 @@ import numpy as np
 from mpp.config.commands import Pretrain
 from mpp.config.derived import images_seen
 from mpp.config.options import Data, LabelledData
-from mpp.data.images import Images, Subset, load_images
+from mpp.data.images import Images, Subset, open_images
 from mpp.data.pack_cache import packed_if_small
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.folders import why_no_labels
@@ -36,9 +36,9 @@ def refuse_the_trained_split(data: Data, advice: str) -> None:
 def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> Images:
     """The labelled images to fit on: --data.labels of --data.fraction of them. `seen` is how many images, at `size`,
     training will look at."""
-    if is_stream(data.path):
+    if is_stream(data.path, data.config):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
-    train = _open(data, data.split, size)
+    train = open_images(data, data.split, size)
     names = _label_names(train, data)
     if data.cache:
         train = packed_if_small(train, size, seen)
@@ -66,9 +66,9 @@ def take_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray
 def open_measured(data: Data, size: tuple[int, int], alone: bool = False) -> Images:
     """The labelled images to be measured on: --data.eval-split, else the set's test, else its validation split; with
     nothing learnt from this set (`alone`), its only split will do."""
-    if is_stream(data.path):
+    if is_stream(data.path, data.config):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
-    splits = split_names(data.path)
+    splits = split_names(data.path, data.config)
     preferred = splits if alone and len(splits) == 1 else ("test", "validation")
     spare = [name for name in preferred if name in splits and (alone or name != data.split)]
     if not (candidates := [data.eval_split] if data.eval_split else spare):
@@ -77,9 +77,9 @@ def open_measured(data: Data, size: tuple[int, int], alone: bool = False) -> Ima
             f"--data.path {data.path} has no split test or validation to be measured on"
             + (f"; name one of {', '.join(others)} with --data.eval-split" if others else "; put images into one")
         )
-    images = _open(data, candidates[0], size)
+    images = open_images(data, candidates[0], size)
     if not images.label_names and len(candidates) > 1:  # as the test splits of many published sets
-        images = _open(data, candidates[1], size)
+        images = open_images(data, candidates[1], size)
     _label_names(images, data)
     return images
 
@@ -121,10 +121,6 @@ def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return turns, sizes
 
 
-def _open(data: Data, split: str, size: tuple[int, int]) -> Images:
-    return load_images(data.path, split, size=size, image_column=data.image_column, label_column=data.label_column)
-
-
 def _label_names(images: Images, data: Data) -> list[str]:
     names = images.label_names
     if not names:
@@ -143,15 +139,14 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
     up a tenth of its images, but no more than --eval.images, and a stream its last shard.
     """
     data = config.data
-    splits = split_names(data.path)
+    splits = split_names(data.path, data.config)
     spare = [name for name in ("validation", "test") if name in splits and name != data.split]
     eval_split = data.eval_split or (spare[0] if spare else None)
     refuse_the_trained_split(data, "name another, or leave it out to hold some images out")
-    if is_stream(data.path):
+    if is_stream(data.path, data.config):
         return open_stream_splits(config, eval_split)
 
-    columns = {"size": size, "image_column": data.image_column, "label_column": data.label_column}
-    train = load_images(data.path, data.split, **columns)  # type: ignore[arg-type]
+    train = open_images(data, data.split, size)
     if data.cache:
         train = packed_if_small(train, size, images_seen(config.train))
     indices = np.arange(len(train))
@@ -162,7 +157,7 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
         evaluated: Images = Subset(train, np.sort(shuffled[:count]))
         indices = shuffled[count:]
     else:
-        evaluated = at_most(load_images(data.path, eval_split, **columns), config.eval.images)  # type: ignore[arg-type]
+        evaluated = at_most(open_images(data, eval_split, size), config.eval.images)
     if not len(indices):
         raise UserError(f"--data.path {data.path} has one image: none is left to train on")
     if len(chosen := take_fraction(indices, data.fraction, config.seed)) < len(train):
@@ -173,10 +168,10 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
 def open_stream_splits(config: Pretrain, eval_split: str | None) -> tuple[Stream, Images]:
     """`open_splits` of WebDataset shards: whole shards are held out, and --data.fraction chooses among shards."""
     data = config.data
-    train = Stream.open(data.path, data.split, data.image_column)
+    train = Stream.open(data.path, data.split, data.image_column, data.config)
     numbers = np.arange(len(train.indices))
     if eval_split is not None:
-        spare = Stream.open(data.path, eval_split, data.image_column)
+        spare = Stream.open(data.path, eval_split, data.image_column, data.config)
     elif len(numbers) > 1:
         spare, numbers = train.part(numbers[-1:]), numbers[:-1]
     else:

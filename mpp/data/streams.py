@@ -47,11 +47,11 @@ class Stream:
         self.shards, self.path, self.indices, self.image_column = shards, path, indices, image_column
 
     @classmethod
-    def open(cls, path: str, split: str, image_column: str | None = None) -> Stream:
+    def open(cls, path: str, split: str, image_column: str | None = None, config: str | None = None) -> Stream:
         """Open all shards of a split. Raises UserError if the set cannot be read."""
         import datasets
 
-        name, options = source_of(path)
+        name, options = source_of(path, config)
         with naming_the_source(path):
             shards = datasets.load_dataset(name, split=split, streaming=True, **options)
         column = pick_column(shards, image_column, "image")

@@ -385,6 +385,75 @@ def test_metadata_that_names_files_outside_the_folder_is_refused(tmp_path, outsi
     assert "secret.png" in one_line(error)
 
 
+def write_card(folder, path, card="README.md"):
+    """A card whose second configuration is made of the files at `path`; returns the card's place."""
+    configs = "configs:\n- config_name: default\n  data_files: '*.parquet'\n- config_name: b\n  data_files:\n"
+    configs += f"  - split: train\n    path: '{path}'\n"
+    put(folder / "own.png", 9)
+    pq.write_table(pa.table({"image": [encode(slopes(8, 8))]}), folder / "own.parquet")
+    (folder / card).write_text(f"---\n{configs}---\n" if card == "README.md" else configs)
+    return folder / card
+
+
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{}/secret/*.parquet",
+        "../secret/*",
+        "x/../../secret/*",
+        "https://host/x.parquet",
+        "hf://datasets/a/b/x.parquet",
+        "s3://bucket/x.parquet",
+        "file:///etc/x.parquet",
+        "zip://x.parquet::/etc/a.zip",
+    ],
+)
+def test_a_card_that_leads_out_of_its_folder_is_refused(tmp_path, path, card):
+    path = path.format(tmp_path)
+    place = write_card(tmp_path / "set", path, card)
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path / "set"))
+    assert f"{place} leads out of its folder, to {path}; a set reads no files but its own" in one_line(error)
+
+
+@pytest.mark.parametrize("link", ["folder", "file"])
+def test_a_card_whose_files_are_links_out_of_its_folder_is_refused(tmp_path, link):
+    (tmp_path / "secret").mkdir()
+    pq.write_table(pa.table({"image": [encode(slopes(8, 8))]}), tmp_path / "secret" / "x.parquet")
+    write_card(tmp_path / "set", "link/*.parquet")
+    if link == "folder":
+        (tmp_path / "set" / "link").symlink_to(tmp_path / "secret")
+    else:
+        (tmp_path / "set" / "link").mkdir()
+        (tmp_path / "set" / "link" / "x.parquet").symlink_to(tmp_path / "secret" / "x.parquet")
+    assert len(load_images(str(tmp_path / "set"))) == 1  # the configuration that leads nowhere
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path / "set"), config="b")
+    assert "the card of" in one_line(error)
+    assert "link/x.parquet" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "text", ["---\nconfigs: [a\n---\n", "---\nconfigs: 7\n---\n", "---\nconfigs: [{data_files: x}]\n---"]
+)
+def test_a_damaged_card_is_named(tmp_path, text):
+    put(tmp_path / "0.png", 9)
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path))
+    assert f"{tmp_path / 'README.md'}: this card cannot be read" in one_line(error)
+
+
+def test_a_link_to_a_folder_is_no_way_out_for_a_table(tmp_path):
+    put(tmp_path / "secret" / "0.png", 7)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "secret")
+    pq.write_table(pa.table({"image": [str(tmp_path / "set/link/0.png")]}), tmp_path / "set" / "t.parquet")
+    (image,) = load_images(str(tmp_path / "set" / "t.parquet"), image_column="image").read([0])
+    assert "points outside the set" in str(image)
+
+
 def outside_members(root: Path) -> dict[str, bytes]:
     """Members of an archive that would be unpacked beside or above it, or at a place of their own."""
     data = encode(slopes(16, 16))

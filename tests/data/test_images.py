@@ -17,7 +17,7 @@ from mpp.config.options import LabelledData
 from mpp.data.decode import Unreadable, open_image, pixels, size_as_seen
 from mpp.data.images import load_images
 from mpp.data.packing import pack
-from mpp.data.sources.path import split_names
+from mpp.data.sources.path import is_stream, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.splits import open_labelled
 from mpp.errors import UserError
@@ -160,6 +160,46 @@ def test_a_card_says_what_the_splits_are(tmp_path):
         "train": 1,
         "test": 2,
     }
+
+
+CARD = "---\nconfigs:\n- config_name: {}\n  data_files: {}\n- config_name: {}\n  data_files: {}\n---\n"
+
+
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
+def test_a_set_with_several_configurations_is_read_by_name(tmp_path, card):
+    for number, file in enumerate(("large/0", "small/0", "small/1")):
+        put(tmp_path / f"{file}.png", number)
+    text = CARD.format("large", "large/*", "small", "small/*")
+    (tmp_path / card).write_text(text if card == "README.md" else text.strip("-\n"))
+    assert greys(load_images(str(tmp_path), config="small")) == [1, 2]
+    assert greys(load_images(str(tmp_path), config="large")) == [0]
+    assert not is_stream(str(tmp_path), "small")
+    with pytest.raises(UserError, match=r"several configurations: large, small; name one with --data.config"):
+        load_images(str(tmp_path))
+    with pytest.raises(UserError, match=r"no configuration medium; it has: large, small; name one with --data.config"):
+        open_labelled(LabelledData(path=str(tmp_path), config="medium"), (8, 8), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["shapes", "folder", "parquet"])
+def test_a_configuration_of_a_set_that_has_none_is_refused(tmp_path, kind):
+    put(tmp_path / "photos" / "0.png", 1)
+    write_parquet(tmp_path / "some.parquet", image=encoded(1))
+    path = {"shapes": "shapes", "folder": str(tmp_path / "photos"), "parquet": str(tmp_path / "some.parquet")}[kind]
+    with pytest.raises(UserError, match=r"--data.config small: .* has no configurations; leave it out"):
+        load_images(path, config="small")
+
+
+def test_the_configurations_of_a_set_on_the_hub_are_listed(monkeypatch):
+    message = "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample of usage: x"
+
+    def load_dataset_builder(*_):
+        raise ValueError(message)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    with pytest.raises(UserError) as error:
+        load_images("owner/several")
+    assert "Please pick one among the available configs: ['a', 'b']" in one_line(error)
+    assert "--data.config" in one_line(error)
 
 
 def test_a_folder_that_gets_another_split_has_it_at_once(tmp_path):

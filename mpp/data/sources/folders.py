@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from mpp.data.decode import FORMATS, printable
 from mpp.errors import UserError, warn
@@ -79,7 +78,7 @@ def _look_through(folder: str, _changed: int) -> Folder:
     if named and by_name[None]:  # files named train_1.png and test_1.png, which `datasets` splits by name
         left_out += [("one without a split in its name", "other files have one")] * by_name[None]
     _tell(left_out, [] if tables or named or level else sorted(images))
-    if tables or not images or named or _has_configs(folder):
+    if tables or not images or named:
         return Folder(None, {}, metadata)
     return Folder(splits, {len(parts): example[parts] for parts in inside}, metadata)
 
@@ -156,15 +155,6 @@ def known_extensions() -> set[str]:
     if "AVIF" in FORMATS and ".avif" not in ImageFolder.EXTENSIONS:
         ImageFolder.EXTENSIONS = [*ImageFolder.EXTENSIONS, ".avif"]
     return set(ImageFolder.EXTENSIONS)
-
-
-def _has_configs(folder: str) -> bool:
-    """Whether the folder has a hub card that lists the files of its splits."""
-    card = Path(folder, "README.md")
-    if not card.is_file():
-        return False
-    head = card.read_text(encoding="utf-8", errors="replace").removeprefix("---").partition("\n---")[0]
-    return re.search(r"^configs:", head, re.MULTILINE) is not None
 
 
 def _ends_in_zeros(file: os.DirEntry[str]) -> bool:

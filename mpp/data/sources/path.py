@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpp.data.decode import printable
+from mpp.data.sources.cards import configurations, refuse_outside
 from mpp.data.sources.folders import look_through
 from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
@@ -18,39 +20,52 @@ from mpp.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from datasets.utils.metadata import MetadataConfigs
 
 
-def split_names(path: str) -> list[str]:
+def split_names(path: str, config: str | None = None) -> list[str]:
     """The splits of a set, without reading its images."""
+    _refuse_config(path, config)
     if path == "shapes":
         return list(SPLITS)
     if is_packed(path):
         return list(read_header(path).splits)
     from datasets import get_dataset_split_names
 
-    name, options = source_of(path)
+    name, options = source_of(path, config)
     with naming_the_source(path):
-        return [str(split) for split in get_dataset_split_names(name, **options)]
+        return [str(split) for split in get_dataset_split_names(name, options.pop("name", None), **options)]
 
 
-def load_table(path: str, split: str) -> Dataset:
+def load_table(path: str, split: str, config: str | None = None) -> Dataset:
+    """The table of a split, its images encoded or as paths."""
     from datasets import load_dataset
 
-    if split not in (splits := split_names(path)):
-        raise UserError(f"{path} has no split {split!r}; it has: {', '.join(splits)} (--data.split, --data.eval-split)")
-    name, options = source_of(path)
+    name, options = source_of(path, config)
     with naming_the_source(path):
         return load_dataset(name, split=split, **options)
 
 
-def source_of(path: str) -> tuple[str, dict[str, Any]]:
+def _refuse_config(path: str, config: str | None) -> None:
+    """Raise UserError if a configuration is named of a set that has none."""
+    here = os.path.expanduser(path)
+    if config and (path == "shapes" or os.path.isfile(here) or (os.path.isdir(here) and not configurations(here))):
+        raise UserError(f"--data.config {config}: {path} has no configurations; leave it out")
+
+
+def source_of(path: str, config: str | None = None) -> tuple[str, dict[str, Any]]:
     """The first argument and the options of `datasets.load_dataset` for a path. Raises UserError if it holds no set."""
     with naming_the_source(path):
         here = Path(path).expanduser()
         if here.is_dir():
             if not any(here.iterdir()):
                 raise UserError(f"--data.path {path} is an empty folder")
-            if (splits := look_through(str(here)).splits) is None:
+            splits = look_through(str(here)).splits
+            if named := configurations(str(here)):
+                options = {"name": _chosen(path, named, config)}
+                refuse_outside(str(here), str(options["name"]))
+                return str(here), options
+            if splits is None:
                 return str(here), {}
             names = {
                 split: [glob.escape(str(here.joinpath(*head))) for head in heads] for split, heads in splits.items()
@@ -65,7 +80,18 @@ def source_of(path: str) -> tuple[str, dict[str, Any]]:
         )
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"--data.path {path} does not exist")
-    return path, {}
+    options = {"name": config} if config else {}
+    with naming_the_source(path):
+        refuse_outside(path, config)
+    return path, options
+
+
+def _chosen(path: str, named: MetadataConfigs, config: str | None) -> str:
+    """The configuration to read: the one asked for, or the set's default. Raises UserError that lists them."""
+    if (chosen := config or named.get_default_config_name()) in named:
+        return str(chosen)
+    wrong = f"has no configuration {config}; it has" if config else "has several configurations"
+    raise UserError(f"--data.path {path} {wrong}: {', '.join(map(printable, named))}; name one with --data.config")
 
 
 @contextmanager
@@ -76,26 +102,43 @@ def naming_the_source(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        cause: BaseException = error
-        while str(cause).startswith("An error occurred while generating") and cause.__cause__:
-            cause = cause.__cause__  # the wrapper of every error in `datasets`
-        reason = printable(first_line(cause))
+        cause = _innermost(error)
+        reason = printable(_what_it_says(cause))
         if isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"--data.path {path}: its table of images cannot be written ({reason}); set HF_HOME to another folder"
             ) from error
-        raise UserError(
-            f"--data.path {path} could not be read as a set of images ({reason}); give a folder of images, "
-            f"a folder or file of parquet, a folder of WebDataset .tar shards, a hub id, or shapes"
-        ) from error
+        way_out = "give a folder of images, a folder or file of parquet, a folder of .tar shards, a hub id, or shapes"
+        if reason.startswith(("Config name is missing", "BuilderConfig")):  # of a hub id; both list the names
+            way_out = "name one with --data.config"
+        raise UserError(f"--data.path {path} could not be read as a set of images ({reason}); {way_out}") from error
 
 
-def is_stream(path: str) -> bool:
+def _innermost(error: BaseException) -> BaseException:
+    """The cause behind the wrappers of `datasets`, which say only that something went wrong."""
+    while type(error).__module__.startswith("datasets.") and error.__cause__ and not _details(error):
+        error = error.__cause__
+    return error
+
+
+def _what_it_says(error: BaseException) -> str:
+    return " ".join(_details(error)) or first_line(error)
+
+
+def _details(error: BaseException) -> list[str]:
+    """What `datasets` says below the first line, where that only says that it failed or asks for a choice."""
+    head, *details = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if head.startswith("An error occurred while generating"):
+        return details
+    return [head, *details[:1]] if head.startswith("Config name is missing") else []
+
+
+def is_stream(path: str, config: str | None = None) -> bool:
     """Whether a path is a set of WebDataset shards (a local folder of .tar files, or such a set on the hub)."""
     if path == "shapes" or is_packed(path):
         return False
     from datasets import load_dataset_builder
 
-    name, options = source_of(path)
+    name, options = source_of(path, config)
     with naming_the_source(path):
         return "web" in (load_dataset_builder(name, **options).name or "").lower()

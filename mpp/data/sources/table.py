@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from mpp.data.decode import Unreadable, open_image, printable
-from mpp.data.sources.path import load_table, split_names
 from mpp.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,10 +21,17 @@ class TableImages:
     """Images in a table of `datasets`. It is memory-mapped from disk, so a large table needs no more memory."""
 
     def __init__(
-        self, table: Dataset, path: str, split: str, image_column: str | None = None, label_column: str | None = None
+        self,
+        tables: Mapping[str, Callable[[], Dataset]],
+        path: str,
+        split: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
+        """`tables` has every split of the set; its classes are those of all of them."""
         import datasets
 
+        table = tables[split]()
         self.path, self.split, self.columns = path, split, table.column_names
         self.image_column = pick_column(table, image_column, "image")
         try:
@@ -35,7 +41,7 @@ class TableImages:
                 f"--data.image-column {self.image_column} holds no images; the columns are: {', '.join(self.columns)}"
             ) from error
         self.table = images.select_columns(self.image_column)
-        self._whole_table, self._named_label = table, label_column
+        self._whole_table, self._tables, self._named_label = table, tables, label_column
         if label_column is not None:
             _ = self._labels  # a wrong name raises now; other errors wait until labels are needed
 
@@ -45,7 +51,7 @@ class TableImages:
         column = pick_column(table, self._named_label, "label")
         if not column or (self._named_label is None and _names_splits(table.features[column])):
             return None
-        labels = LabelColumn.of(table.select_columns(column), column, self.path)
+        labels = LabelColumn.of(table.select_columns(column), column, self._tables, self.path)
         return labels if labels.filled else None
 
     @property
@@ -103,13 +109,13 @@ class LabelColumn:
     class_of: dict[Any, int] | None  # value -> class number; None if values are class numbers
 
     @classmethod
-    def of(cls, table: Dataset, column: str, path: str) -> LabelColumn:
+    def of(cls, table: Dataset, column: str, tables: Mapping[str, Callable[[], Dataset]], path: str) -> LabelColumn:
         """The labels in `column`. Classes are its named classes, or else the values it has in any split."""
         import datasets
 
         if isinstance(table.features[column], datasets.ClassLabel):
             return cls(table, column, list(table.features[column].names), None)
-        values = _values_in_all_splits(path, column)
+        values = _values_in_all_splits(tables, column, path)
         return cls(table, column, [str(v) for v in values], {value: number for number, value in enumerate(values)})
 
     @property
@@ -127,11 +133,11 @@ class LabelColumn:
         return None if value is None or value < 0 else value  # `datasets` marks a missing ClassLabel with -1
 
 
-def _values_in_all_splits(path: str, label: str) -> list:
+def _values_in_all_splits(splits: Mapping[str, Callable[[], Dataset]], label: str, path: str) -> list:
     """The sorted values of a column of numbers or words in all splits: every split of a set has the same classes."""
     import datasets
 
-    tables = [load_table(path, split) for split in split_names(path)]
+    tables = [table() for table in splits.values()]
     if not all(isinstance(table.features.get(label), datasets.Value) for table in tables):
         raise UserError(f"--data.label-column {label} does not hold numbers or words in every split of {path}")
     of_split = [{v for v in table.unique(label) if v is not None and v == v} for table in tables]
