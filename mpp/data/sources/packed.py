@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpp.data.decode import printable
 from mpp.data.sources.packed_header import MAGIC, PIXEL, read_header
 from mpp.errors import UserError
 
