@@ -109,12 +109,16 @@ def compute(folder: Path) -> dict[str, object]:
     """Run everything into `folder`; returns the numbers of each run."""
     make_inputs(folder)
     environment = os.environ | {"MPP_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
-    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # passive: other tests use the cores as well
     found = runs(folder)
     lines = [
         (str(ROOT / file), [*args, "--output", str(folder / name)]) for name, run in found.items() for file, args in run
     ]
-    subprocess.run([sys.executable, "-c", RUNNER, json.dumps(lines)], env=environment | threads, cwd=folder, check=True)
+    subprocess.run(
+        [sys.executable, "-c", RUNNER, json.dumps(lines)],
+        env=environment | {"OMP_NUM_THREADS": "2"},
+        cwd=folder,
+        check=True,
+    )
     two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29_000 + os.getpid() % 1000)]
     options = [*SMALL, "--train.steps", "6", "--train.accumulate", "2", "--output", str(folder / "two")]
     line = [sys.executable, *two, str(ROOT / "mpp" / "pretrain.py"), *options]
