@@ -10,8 +10,8 @@ import pytest
 _CACHE = tempfile.TemporaryDirectory(prefix="mpp-tests-", ignore_cleanup_errors=True)
 
 # Before any test file is imported, because `datasets` reads these once, and torch the first, which makes the tests the
-# same on a machine with GPUs: on the CPU, in fp32, to the last bit. Test files run side by side: threads that wait are to
-# sleep, because threads that spin for a core slow each other twenty-fold.
+# same on a machine with GPUs: on the CPU, in fp32, to the last bit. Test files run side by side. A thread that waits is
+# to sleep, because threads that spin for a core slow each other twenty-fold.
 os.environ |= {
     "OMP_WAIT_POLICY": "passive",
     "CUDA_VISIBLE_DEVICES": "",
