@@ -202,6 +202,47 @@ def test_the_configurations_of_a_set_on_the_hub_are_listed(monkeypatch):
     assert "--data.config" in one_line(error)
 
 
+def saved(folder, *splits):
+    """Sets that `save_to_disk` writes: all splits in one, and each alone."""
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [flat(1), flat(2)], "label": [0, 1]}
+    every = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows, kinds) for split in splits})
+    every.save_to_disk(folder / "all")
+    for split in splits:
+        every[split].with_format("torch").save_to_disk(folder / split)
+
+
+def test_a_set_that_was_saved_to_disk_is_read(tmp_path):
+    saved(tmp_path, "train", "test")
+    assert split_names(str(tmp_path / "all")) == ["train", "test"]
+    for path, split in (("all", "train"), ("all", "test"), ("train", "train"), ("test", "train")):
+        images = load_images(str(tmp_path / path), split)
+        assert (greys(images), images.labels([0, 1]).tolist(), images.label_names) == ([1, 2], [0, 1], ["a", "b"])
+    assert not is_stream(str(tmp_path / "test"))
+    train, test = open_labelled(LabelledData(path=str(tmp_path / "all"), cache=False), (8, 8), seed=0)
+    assert (len(train), len(test)) == (2, 2)
+
+
+@pytest.mark.parametrize("damage", ["splits", "files", "link", "no state"])
+def test_a_saved_set_that_leads_out_of_its_folder_or_is_damaged_is_named(tmp_path, damage):
+    saved(tmp_path, "train", "test")
+    folder, state = tmp_path / "all", tmp_path / "all" / "train" / "state.json"
+    (arrow,) = (folder / "train").glob("*.arrow")
+    if damage == "splits":
+        (folder / "dataset_dict.json").write_text('{"splits": ["train", "../test"]}')
+    elif damage == "files":
+        state.write_text(state.read_text().replace(arrow.name, f"../../test/{arrow.name}"))
+    elif damage == "link":
+        arrow.unlink()
+        arrow.symlink_to(tmp_path / "test" / arrow.name)
+    else:
+        state.unlink()
+    with pytest.raises(UserError) as error:
+        load_images(str(folder))
+    assert str(folder) in one_line(error)
+    assert damage == "no state" or "leads out of its folder" in one_line(error)
+
+
 def test_a_folder_that_gets_another_split_has_it_at_once(tmp_path):
     put(tmp_path / "train" / "0.png", 1)
     assert split_names(str(tmp_path)) == ["train"]

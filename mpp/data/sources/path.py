@@ -15,6 +15,7 @@ from mpp.data.sources.cards import configurations, refuse_outside
 from mpp.data.sources.folders import look_through
 from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
+from mpp.data.sources.saved import is_saved, load_saved, saved_splits
 from mpp.data.sources.shapes import SPLITS
 from mpp.errors import UserError, first_line
 
@@ -30,6 +31,9 @@ def split_names(path: str, config: str | None = None) -> list[str]:
         return list(SPLITS)
     if is_packed(path):
         return list(read_header(path).splits)
+    if is_saved(path):
+        with naming_the_source(path):
+            return saved_splits(os.path.expanduser(path))
     from datasets import get_dataset_split_names
 
     name, options = source_of(path, config)
@@ -39,6 +43,9 @@ def split_names(path: str, config: str | None = None) -> list[str]:
 
 def load_table(path: str, split: str, config: str | None = None) -> Dataset:
     """The table of a split, its images encoded or as paths."""
+    if is_saved(path):
+        with naming_the_source(path):
+            return load_saved(os.path.expanduser(path), split)
     from datasets import load_dataset
 
     name, options = source_of(path, config)
@@ -135,7 +142,7 @@ def _details(error: BaseException) -> list[str]:
 
 def is_stream(path: str, config: str | None = None) -> bool:
     """Whether a path is a set of WebDataset shards (a local folder of .tar files, or such a set on the hub)."""
-    if path == "shapes" or is_packed(path):
+    if path == "shapes" or is_packed(path) or is_saved(path):
         return False
     from datasets import load_dataset_builder
 
