@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor
 
+from mpp.data.bands import Bands
 from mpp.data.decode import Box, pixels, size_as_seen
 from mpp.data.randomness import Numbers, Use
 
@@ -110,17 +111,17 @@ class View:
     flip: float = 0.0
     randaugment: int = 0
 
-    def cut(self, image: Any, numbers: Numbers, number: int) -> np.ndarray:
-        """Decode and crop the image of sample `number` to (H, W, 3) uint8. Raises Unreadable."""
-        height, width = size_as_seen(image)
+    def cut(self, image: Any, bands: Bands, numbers: Numbers, number: int) -> np.ndarray:
+        """Decode and crop the image of sample `number` to (H, W, C) uint8. Raises Unreadable."""
+        height, width = size_as_seen(image, bands.channels)
         aspect = self.size[1] / self.size[0]
         box = centred_box(height, width, aspect)
         if not self.is_drawn:
-            return pixels(image, self.size, box)
+            return pixels(image, self.size, box, bands)
         rng = numbers.generator(Use.CUT, number)
         if self.crop == "resized":
             box = random_resized_box(rng, height, width, aspect, self.scale)
-        array = pixels(image, self.size, box)
+        array = pixels(image, self.size, box, bands)
         return randaugmented(array, self.randaugment, rng) if self.randaugment else array
 
     @property
@@ -133,7 +134,7 @@ class View:
         return not self.is_drawn and getattr(images, "packed_size", None) == self.size
 
     def move(self, images: np.ndarray, numbers: Numbers, kept: Sequence[int]) -> np.ndarray:
-        """Shift and flip the images of the samples `kept`: (B, H, W, 3) uint8 -> (B, 3, H, W)."""
+        """Shift and flip the images of the samples `kept`: (B, H, W, C) uint8 -> (B, C, H, W)."""
         pad = self.pad if self.crop == "pad" else 0
         if not pad and not self.flip:
             return np.ascontiguousarray(rearrange(images, "b h w c -> b c h w"))

@@ -1,4 +1,4 @@
-"""Turn an encoded image into pixels: open it (header only), then decode, rotate, crop and scale it to uint8 RGB.
+"""Turn an encoded image into pixels: open it (header only), then decode, rotate, crop and scale it to uint8.
 
 Only `pixels` detects damage behind a file's header.
 """
@@ -9,17 +9,25 @@ import io
 import os
 import stat
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+
+from mpp.data.bands import MOST_CHANNELS, Bands, other_channels
+from mpp.data.rasters import Raster, open_npy, open_png, open_tiff
+
+Opened = Image.Image | Raster
+
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image as seen
 
@@ -51,7 +59,7 @@ class Unreadable(Exception):
     """An image cannot be decoded. The message says why, but not which image."""
 
 
-def open_image(row: dict | None, source: str | None = None) -> Image.Image | Unreadable:
+def open_image(row: dict | None, source: str | None = None) -> Opened | Unreadable:
     """Open a table's {"bytes": ..., "path": ...}. Reads only the header; returns Unreadable on failure.
 
     A path without bytes must be a regular file within `source`, the set being read. Otherwise a table from elsewhere
@@ -61,7 +69,7 @@ def open_image(row: dict | None, source: str | None = None) -> Image.Image | Unr
         if row is None or (row["bytes"] is None and row["path"] is None):
             return Unreadable("the row is empty")
         if row["bytes"] is not None:
-            return _open(io.BytesIO(row["bytes"]))
+            return _open(row["bytes"])
         if "::" in row["path"]:
             return Unreadable("it is in an archive; unpack the archive first")
         if source is None or not is_within(row["path"], source):
@@ -73,8 +81,48 @@ def open_image(row: dict | None, source: str | None = None) -> Image.Image | Unr
         return _unreadable(error)
 
 
-def _open(file: str | io.BytesIO) -> Image.Image:
-    return Image.open(file, formats=FORMATS)
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
+
+
+def _open(file: str | bytes) -> Opened:
+    try:
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    except UnidentifiedImageError:
+        start = _start_of(file)
+        if start[:6] == b"\x93NUMPY":
+            return open_npy(file)
+        if start[:4] in _TIFF:
+            return open_tiff(file)
+        raise
+    deep = image.format == "PNG" and len(image.tile) == 1 and str(image.tile[0].args).endswith(";16B")
+    if deep and (channels := {"RGB": 3, "RGBA": 4, "LA": 2}.get(image.mode)):
+        return open_png(file, *image.size, channels)
+    if image.format == "TIFF" and _has_bands(image):
+        return open_tiff(file)
+    return image
+
+
+def _start_of(file: str | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[:8]
+    with open(file, "rb") as opened:
+        return opened.read(8)
+
+
+def _has_bands(tiff: Any) -> bool:
+    """Whether PIL reads only a part of a TIFF: of its samples, of their bits, or of an array in several pages."""
+    tags = tiff.tag_v2
+    written = str(tags.get(270, ""))[:1000]  # by tifffile or ImageJ, of a stack whose pages are one array
+    together = (
+        ('"shape": [' in written and "axes" not in written) or '"axes": "CYX"' in written or "\nchannels=" in written
+    )
+    if together and tiff.n_frames > 1 and min(tiff.n_frames, *tiff.size) <= MOST_CHANNELS:
+        return True
+    transparent = sum(int(extra) in (1, 2) for extra in tags.get(338, ()))
+    colours = tags.get(277, 1) - transparent
+    if colours == 1:
+        return transparent > 0 and max(tags.get(258, (1,))) > 8
+    return max(tags.get(258, (1,))) > 8 or colours != (4 if tags.get(262) == 5 else 3)  # 5: CMYK
 
 
 def is_within(path: str, source: str) -> bool:
@@ -109,33 +157,76 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def size_as_seen(image: Image.Image) -> tuple[int, int]:
-    """(height, width) after the EXIF rotation, from the header alone."""
+def size_as_seen(image: Opened, channels: int | None = None) -> tuple[int, int]:
+    """(height, width) after the EXIF rotation, from the header alone; `channels` are those that are asked for."""
+    if isinstance(image, Raster):
+        with _readable():
+            return image.size(channels)
     width, height = image.size
     return (width, height) if _quarter_turned(_turn(image)) else (height, width)
 
 
-def pixels(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
-    """Decode an image to uint8 RGB (H, W, 3), cropped to `box` (default: all of it) and scaled to `size` = (H, W).
+def channels_of(image: Opened, wanted: int | None = None) -> int:
+    """How many channels an image gives, from its header; `wanted` decides where it can give several numbers.
 
-    JPEGs are shrunk during decoding, but not below the resolution that `size` needs. EXIF rotation is applied. Palette,
-    CMYK, 16-bit and greyscale images become RGB; transparent images get a white background. Raises Unreadable.
+    A picture gives 3, but 1 if it is grey and 4 if it is transparent where that is wanted. An array gives what it has,
+    but 3 equal ones if it has 1 and 3 are wanted. Raises Unreadable if it has none that are read.
     """
-    height, width = size_as_seen(image)
-    turn = _turn(image)
+    if isinstance(image, Raster):
+        with _readable():
+            found = image.channels(wanted)
+        return 3 if found == 1 and (wanted == 3 or (image.picture and wanted is None)) else found
+    gives = {1: image.mode in ("1", "L", "LA", "La") or _is_deep(image), 4: image.mode in ("RGBA", "RGBa")}
+    return wanted if wanted is not None and gives.get(wanted) else 3
+
+
+def bytes_a_pixel(image: Opened, channels: int | None = None) -> int:
+    """How many bytes a pixel takes in the image's own type."""
+    if isinstance(image, Raster):
+        return channels_of(image, channels) * min(4, image.dtype.itemsize)
+    return channels_of(image, channels) * (4 if _is_deep(image) else 1)
+
+
+def pixels(
+    image: Opened,
+    size: tuple[int, int],
+    box: Box | None = None,
+    bands: Bands = Bands(),  # noqa: B008
+) -> np.ndarray:
+    """Decode an image to uint8 (H, W, C), cropped to `box` (default: all of it) and scaled to `size` = (H, W).
+
+    `bands` says how many channels it has to give (default: see `channels_of`) and which values become 0 and 255.
+    JPEGs are shrunk during decoding, but not below the resolution that `size` needs. EXIF rotation is applied. Palette,
+    CMYK and greyscale pictures become RGB; transparent images get a white background. Raises Unreadable.
+    """
+    bands = Bands(bands.channels or channels_of(image), bands.range)
+    with _readable():
+        return bands.pixels(values(image, size, box, bands.channels))
+
+
+def values(image: Opened, size: tuple[int, int], box: Box | None = None, channels: int | None = None) -> np.ndarray:
+    """As `pixels`, but in the image's own type: (H, W, C). A grey array has one channel, whatever is asked for."""
+    there = channels_of(image, channels)
+    if channels not in (None, there):
+        raise Unreadable(other_channels(there, channels))
+    height, width = size_as_seen(image, channels)
     box = box or (0, 0, width, height)
-    try:
+    with _readable():
+        if isinstance(image, Raster):
+            return _resized(image.values(channels), size, box)
+        turn = _turn(image)
         want_w, want_h = size[1] * width / (box[2] - box[0]), size[0] * height / (box[3] - box[1])
         want = (want_h, want_w) if _quarter_turned(turn) else (want_w, want_h)
-        array = _decoded(image, (max(1, round(want[0])), max(1, round(want[1]))), turn)
+        array = _decoded(image, (max(1, round(want[0])), max(1, round(want[1]))), turn, channels)
         fx, fy = array.shape[1] / width, array.shape[0] / height  # below 1 if a JPEG was shrunk; scale the box too
         return _resized(array, size, (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy))
-    except Exception as error:
-        raise _unreadable(error) from error
 
 
-def _decoded(image: Image.Image, want: tuple[int, int], turn: Image.Transpose | None) -> np.ndarray:
-    """Decode to upright RGB (H, W, 3). Shrinks a JPEG by 2, 4 or 8 if it stays at least `want` = (W, H)."""
+def _decoded(
+    image: Image.Image, want: tuple[int, int], turn: Image.Transpose | None, channels: int | None
+) -> np.ndarray:
+    """Decode a picture upright to (H, W, C): uint8 RGB, or 16 and 32 bits of grey in their own type. Shrinks a JPEG by
+    2, 4 or 8 if it stays at least `want` = (W, H)."""
     if isinstance(image, JpegImageFile) and image.format == "JPEG":  # not MPO
         image.draft(None, want)  # sets image.size
         if image.mode == "RGB" and turn is None and image.fp:
@@ -144,19 +235,41 @@ def _decoded(image: Image.Image, want: tuple[int, int], turn: Image.Transpose | 
                 # same library and same pixels as PIL, in 0.7 of the time
                 return simplejpeg.decode_jpeg(image.fp.read(), min_width=image.size[0], min_height=image.size[1])
     image.load()
-    return np.asarray(_to_rgb(image if turn is None else image.transpose(turn)))
+    upright = image if turn is None else image.transpose(turn)
+    if _is_deep(upright):
+        grey = np.asarray(upright)
+        signed = image.format == "TIFF" and grey.dtype == np.int32 and max(cast(Any, image).tag_v2.get(258, (1,))) == 16
+        grey = grey.astype(np.int16 if signed else grey.dtype.newbyteorder("="))
+        return np.asarray(repeat(grey, "h w -> h w c", c=channels or 3))
+    if channels == 4:
+        return np.asarray(upright.convert("RGBA"))
+    return np.asarray(_to_rgb(upright))[..., : channels or 3]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a picture is 16- or 32-bit grey, which PIL's own conversion clips at 255."""
+    return image.mode.startswith(("I", "F"))
 
 
 def _resized(array: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """Crop (H, W, 3) to `box`, at whole pixels, and scale it to `size` with antialiased bicubic interpolation: PIL's
+    """Crop (H, W, C) to `box`, at whole pixels, and scale it to `size` with antialiased bicubic interpolation: PIL's
     filter up to rounding (1 or 2 of 255), in a seventh of PIL's time."""
     (left, right), (top, bottom) = _round(box[0], box[2], array.shape[1]), _round(box[1], box[3], array.shape[0])
     array = array[top:bottom, left:right]
-    if array.shape[:2] == size:
-        return array
-    image = rearrange(torch.from_numpy(array.copy()), "h w c -> 1 c h w")  # channels_last is fastest in torch
-    scaled = F.interpolate(image, size, mode="bicubic", antialias=True)
-    return rearrange(scaled, "1 c h w -> h w c").numpy()
+    if array.shape[:2] != size:
+        known = array.copy() if array.dtype == np.uint8 else array.astype(np.float32)  # types that torch can scale
+        image = rearrange(torch.from_numpy(known), "h w c -> 1 c h w")  # channels_last is fastest in torch
+        scaled = rearrange(F.interpolate(image, size, mode="bicubic", antialias=True), "1 c h w -> h w c").numpy()
+        array = scaled if scaled.dtype == array.dtype else _rounded(scaled, array.dtype)
+    if array.dtype == np.float32 and not np.isfinite(array.sum(dtype=np.float64)):
+        raise ValueError("some pixels are not finite numbers")
+    return array
+
+
+def _rounded(array: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """Floats in a type of integers, within its bounds, which bicubic interpolation may leave."""
+    bounds = np.iinfo(kind)
+    return array.round().clip(bounds.min, bounds.max).astype(kind)
 
 
 def _round(start: float, stop: float, length: int) -> tuple[int, int]:
@@ -166,15 +279,6 @@ def _round(start: float, stop: float, length: int) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey, which PIL's own conversion clips at 255
-        grey = np.asarray(image).astype(np.float32)  # large scans are 16-bit grey: work in place
-        if not np.isfinite(grey.sum(dtype=np.float64)):
-            raise ValueError("some pixels are not finite numbers")
-        top = 65535.0
-        if image.mode == "F":  # no convention: the largest value decides between 0..1, 0..255, 0..65535
-            top = next((limit for limit in (1.0, 255.0) if grey.max() <= limit), 65535.0)
-        grey *= 255 / top
-        image = Image.fromarray(grey.clip(0, 255, out=grey).round(out=grey).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -195,6 +299,17 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _quarter_turned(turn: Image.Transpose | None) -> bool:
     return turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn whatever reading an image raises into Unreadable."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise _unreadable(error) from error
 
 
 def _unreadable(error: BaseException) -> Unreadable:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from mpp.config.options import Source
-from mpp.data.decode import Unreadable, printable
+from mpp.data.bands import Bands
+from mpp.data.decode import Opened, Unreadable, printable
 from mpp.data.sources.packed import PackedImages, is_packed
 from mpp.data.sources.path import load_table, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
@@ -26,7 +27,7 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> Sequence[Image.Image | Unreadable]:
+    def read(self, indices: Sequence[int]) -> Sequence[Opened | Unreadable]:
         """Open images, in order. `Unreadable` takes the place of a file that is not an image."""
         ...
 
@@ -90,6 +91,21 @@ def open_images(data: Source, split: str, size: tuple[int, int] = (32, 32)) -> I
     )
 
 
+def bands_of(images: Any) -> Bands:
+    """How the values of a set become pixels; of the sets that say nothing, as each image is."""
+    return getattr(images, "bands", Bands())
+
+
+def with_bands(images: Any, bands: Bands) -> Any:
+    """The same set, read with other bands."""
+    images = copy.copy(images)
+    if hasattr(images, "images"):  # a view of another set
+        images.images = with_bands(images.images, bands)
+    else:
+        images.bands = bands
+    return images
+
+
 class Subset:
     """Some images of a set, by index."""
 
@@ -99,6 +115,10 @@ class Subset:
     @property
     def label_names(self) -> list[str] | None:
         return self.images.label_names
+
+    @property
+    def bands(self) -> Bands:
+        return bands_of(self.images)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -112,7 +132,7 @@ class Subset:
         return getattr(self.images, "packed_size", None)
 
     def arrays(self, indices: Sequence[int]) -> np.ndarray:
-        """Images of one size, (B, H, W, 3) uint8."""
+        """Images of one size, (B, H, W, C), in the type of their values."""
         return self.images.arrays(self.indices[np.asarray(indices)])  # type: ignore[attr-defined]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from mpp.config.options import Train
 from mpp.data.augment import View
 from mpp.data.decode import Unreadable
-from mpp.data.images import Images
+from mpp.data.images import Images, bands_of
 from mpp.data.randomness import Numbers, Purpose, generator
 from mpp.errors import UserError
 
@@ -83,8 +83,9 @@ def read_batch(
     numbers = Numbers(seed, purpose, samples.step, samples.places)
     indices, kept = samples.indices, list(range(len(samples)))  # in the set; in `samples`
     unreadable: dict[str, str] = {}
+    arrays: np.ndarray | list[np.ndarray]
     if view.takes_whole(images):
-        arrays = cast(Any, images).arrays(indices)
+        arrays = bands_of(images).pixels(cast(Any, images).arrays(indices))
     else:
         arrays, indices, kept, unreadable = _cut(images, samples, view, numbers, stand_in)
     batch: Batch = {"unreadable": unreadable, "index": torch.from_numpy(indices)}
@@ -100,7 +101,7 @@ def _cut(
     images: Images, samples: Samples, view: View, numbers: Numbers, stand_in: Callable[[int], int] | None
 ) -> tuple[list[np.ndarray], np.ndarray, list[int], dict[str, str]]:
     """Read and crop samples one by one: pixels, indices and numbers of the readable, and where -> why of the others."""
-    wanted = samples.indices.tolist()
+    wanted, bands = samples.indices.tolist(), bands_of(images)
     chunks = (wanted[i : i + _OPEN_AT_ONCE] for i in range(0, len(wanted), _OPEN_AT_ONCE))
     opened = (image for chunk in chunks for image in images.read(chunk))
     arrays: list[np.ndarray] = []
@@ -112,7 +113,7 @@ def _cut(
             try:
                 if isinstance(image, Unreadable):
                     raise image
-                arrays.append(view.cut(image, numbers, number))
+                arrays.append(view.cut(image, bands, numbers, number))
                 indices.append(index)
                 kept.append(number)
                 break

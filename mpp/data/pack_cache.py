@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from mpp.data.decode import Unreadable, size_as_seen
-from mpp.data.images import Images
+from mpp.data.bands import Bands
+from mpp.data.decode import Opened, Unreadable, bytes_a_pixel, size_as_seen
+from mpp.data.images import Images, bands_of
 from mpp.data.packing import fingerprint, forget, pack
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.packed import PackedImages
@@ -34,12 +35,16 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
     the file takes at most 4 GiB and half of the free disk space. The source's fingerprint is in the file's name, so a
     changed set is packed again. Labels and names come from the source.
     """
-    if not (isinstance(images, TableImages) and 0 < len(images) <= seen and _all_of(size, images)):
+    if not (isinstance(images, TableImages) and 0 < len(images) <= seen):
+        return images
+    channels, some = bands_of(images).channels, _some(images)
+    if not all(size_as_seen(image, channels) == size for image in some):
         return images
     if (folder := cache_folder()) is None:
         print("small images are not packed: this user has no home folder; set MPP_CACHE to a folder for them")
         return images
-    path = folder / f"{images.split}-{fingerprint({images.split: images})[:32]}.mpp"
+    of_channels = "" if channels in (None, 3) else f"-{channels}"
+    path = folder / f"{images.split}{of_channels}-{fingerprint({images.split: images})[:32]}.mpp"
     why_not = path.with_suffix(".not-packed")  # holds the reason, so that packing is not tried again
     if path.exists():  # complete, because it was renamed into place; the folder may be read-only
         return PackedPixels(images, PackedImages(str(path), images.split))
@@ -49,11 +54,11 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
             if why_not.exists():
                 return images
             if not path.exists():
-                if not _has_room(folder, len(images) * size[0] * size[1] * 3):
+                if not _has_room(folder, len(images) * size[0] * size[1] * max(map(bytes_a_pixel, some), default=3)):
                     return images
                 print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
                 try:
-                    pack({images.split: images}, path, path.stem, labels=False, only_size=size)
+                    pack({images.split: images}, path, path.stem, labels=False, only_size=size, channels=channels)
                 except UserError as error:  # harmless: reading the set reports this image if it is ever needed
                     forget(path)
                     why_not.write_text(str(error))
@@ -79,11 +84,11 @@ def cache_folder() -> Path | None:
     return None
 
 
-def _all_of(size: tuple[int, int], images: Images) -> bool:
-    """Whether all images of a random sample have `size` (H, W). Reads only their headers."""
+def _some(images: Images) -> list[Opened]:
+    """The readable ones of a random sample, of which only the headers are read."""
     rng = generator(0, Purpose.SPLIT, 4)
     some = images.read(np.sort(rng.permutation(len(images))[:_LOOKED_AT]).tolist())
-    return all(isinstance(image, Unreadable) or size_as_seen(image) == size for image in some)
+    return [image for image in some if not isinstance(image, Unreadable)]
 
 
 class PackedPixels:
@@ -101,11 +106,15 @@ class PackedPixels:
         """(H, W) of all images."""
         return self.packed.packed_size
 
+    @property
+    def bands(self) -> Bands:
+        return bands_of(self.images)
+
     def __len__(self) -> int:
         return len(self.images)
 
     def arrays(self, indices: Sequence[int]) -> np.ndarray:
-        """Images, (B, H, W, 3) uint8."""
+        """Images, (B, H, W, C), in the type of their values."""
         return self.packed.arrays(indices)
 
     def read(self, indices: Sequence[int]) -> list[Any]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from mpp.data.decode import Unreadable, pixels, size_as_seen
+from mpp.data.bands import as_type, with_channels
+from mpp.data.decode import Opened, Unreadable, channels_of, size_as_seen, values
 from mpp.data.images import Images
-from mpp.data.sources.packed_header import MAGIC, PIXEL, TAIL, PackedSplit, read_header
+from mpp.data.sources.packed_header import MAGIC, TAIL, PackedSplit, read_header
 from mpp.errors import UserError, first_line
 
 _AT_ONCE = 256  # images read and written together
@@ -32,6 +32,7 @@ def pack(
     skip_unreadable: bool = False,
     labels: bool = True,
     only_size: tuple[int, int] | None = None,
+    channels: int | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
     """Pack splits of a set into `out`. Continues an interrupted packing of the same source.
@@ -41,6 +42,7 @@ def pack(
         source: identifies the set, so that a changed set is detected.
         labels: whether to pack the labels too, if the set has any.
         only_size: refuse images of any other (H, W).
+        channels: how many each image has to give; None takes the first one's in each split.
 
     Returns the unreadable images: where -> why. Raises UserError for the first one unless `skip_unreadable`.
     """
@@ -59,11 +61,14 @@ def pack(
         with tqdm(total=total, initial=state["done"], unit="image", desc="packing", disable=not progress) as bar:
             for name, images in splits.items():
                 rows = state["splits"].setdefault(name, {"next": 0, "sizes": [], "kept": []})
+                rows.setdefault("values", None)  # type and channels of the first image
                 while rows["next"] < len(images):
                     indices = list(range(rows["next"], min(len(images), rows["next"] + _AT_ONCE)))
                     for index, image in zip(indices, images.read(indices), strict=True):
                         try:
-                            array = _decoded(image, short_side)
+                            array = _decoded(image, short_side, rows["values"][1] if rows["values"] else channels)
+                            rows["values"] = rows["values"] or [array.dtype.name, array.shape[-1]]
+                            array = _of_type(array, rows["values"][0], convert=only_size is None)
                         except Unreadable as error:
                             if not skip_unreadable:
                                 raise UserError(
@@ -117,12 +122,26 @@ def verify(path: str) -> None:
             raise UserError(f"{path} is damaged: its content does not match its checksum; pack it again")
 
 
-def _decoded(image: Image.Image | Unreadable, short_side: int | None) -> np.ndarray:
+def _decoded(image: Opened | Unreadable, short_side: int | None, channels: int | None) -> np.ndarray:
     if isinstance(image, Unreadable):
         raise image
-    height, width = size_as_seen(image)
+    channels = channels or channels_of(image)
+    height, width = size_as_seen(image, channels)
     scale = min(1.0, short_side / min(height, width)) if short_side else 1.0
-    return pixels(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+    found = values(image, (max(1, round(height * scale)), max(1, round(width * scale))), channels=channels)
+    return with_channels(found, channels)
+
+
+def _of_type(array: np.ndarray, kind: str, convert: bool) -> np.ndarray:
+    """Values in the type that the first image of the split has: the same shares of the whole range."""
+    if array.dtype.name == kind:
+        return array
+    if not convert:
+        raise Unreadable(f"its values are {array.dtype.name}, and those of the others {kind}")
+    try:
+        return as_type(array, kind)
+    except ValueError as error:
+        raise Unreadable(str(error)) from error
 
 
 def _resume(draft: Path, notes: Path, splits: dict[str, Images], source: str, short_side: int | None) -> dict[str, Any]:
@@ -158,7 +177,7 @@ def _resume(draft: Path, notes: Path, splits: dict[str, Images], source: str, sh
 def _damage(state: dict[str, Any], splits: dict[str, Images], draft: Path) -> str | None:
     """What is wrong with the record of the progress, or with the draft by it; None if nothing is."""
     parts = state["splits"]
-    packed = sum(height * width * PIXEL for part in parts.values() for height, width in part["sizes"])
+    packed = sum(height * width * _pixel(part) for part in parts.values() for height, width in part["sizes"])
     if state["bytes"] != len(MAGIC) + packed or draft.stat().st_size < state["bytes"]:
         return "it is cut short"
     if state["done"] != sum(part["next"] for part in parts.values()) or not isinstance(state["unreadable"], dict):
@@ -167,6 +186,17 @@ def _damage(state: dict[str, Any], splits: dict[str, Images], draft: Path) -> st
         if len(part["kept"]) != len(part["sizes"]) or not 0 <= part["next"] <= len(splits[name]):
             return "its record is damaged"
     return None
+
+
+def _kind(part: dict[str, Any]) -> tuple[str, int]:
+    """Type and channels of a split's values in the record of the progress; an old record has only uint8 RGB."""
+    kind, channels = part.get("values") or ("uint8", 3)
+    return kind, channels
+
+
+def _pixel(part: dict[str, Any]) -> int:
+    kind, channels = _kind(part)
+    return channels * np.dtype(kind).itemsize
 
 
 def _note(file: Any, notes: Path, state: dict[str, Any]) -> None:
@@ -189,7 +219,8 @@ def _write_tables(
     for name, images in splits.items():
         sizes = np.array(state["splits"][name]["sizes"], dtype=np.int64).reshape(-1, 2)
         kept = state["splits"][name]["kept"]
-        begins = np.concatenate([[0], np.cumsum(sizes.prod(1) * PIXEL)]).astype(np.int64)
+        kind, channels = _kind(state["splits"][name])
+        begins = np.concatenate([[0], np.cumsum(sizes.prod(1) * _pixel(state["splits"][name]))]).astype(np.int64)
         labelled = labels and bool(images.label_names)
         names = images.label_names if labelled else names
         tables = [begins, sizes]
@@ -208,6 +239,8 @@ def _write_tables(
             sizes=places[1],
             labels=places[2] if len(places) > 2 else None,
             size=(int(sizes[0, 0]), int(sizes[0, 1])) if same else None,
+            dtype=kind,
+            channels=channels,
         )
         parts[name] = asdict(part)
         at += int(begins[-1])

@@ -13,11 +13,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mpp.data.augment import View
-from mpp.data.decode import Unreadable, open_image, printable
+from mpp.data.bands import Bands
+from mpp.data.decode import Opened, Unreadable, open_image, printable
 from mpp.data.loader import Batch, Draws, Samples, Share, as_it_is, leave_signals, read_batch
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import naming_the_source, source_of
@@ -43,8 +43,16 @@ Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples read in it)
 class Stream:
     """Some shards of one split."""
 
-    def __init__(self, shards: Shards, path: str, indices: list[int], image_column: str) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        path: str,
+        indices: list[int],
+        image_column: str,
+        bands: Bands = Bands(3),  # noqa: B008
+    ) -> None:
         self.shards, self.path, self.indices, self.image_column = shards, path, indices, image_column
+        self.bands = bands
 
     @classmethod
     def open(cls, path: str, split: str, image_column: str | None = None, config: str | None = None) -> Stream:
@@ -60,7 +68,7 @@ class Stream:
 
     def part(self, indices: np.ndarray) -> Stream:
         """The shards numbered `indices` of this stream."""
-        return Stream(self.shards, self.path, [self.indices[i] for i in indices], self.image_column)
+        return Stream(self.shards, self.path, [self.indices[i] for i in indices], self.image_column, self.bands)
 
     def samples(self, number: int) -> Iterator[tuple[str, dict]]:
         """Yield the place and the encoded image of each sample of shard `number`."""
@@ -76,7 +84,7 @@ def held_out(stream: Stream, count: int | None) -> Row:
     """The first `count` samples of a stream, kept in memory encoded, to be read by index for evaluation."""
     every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
     samples = dict(enumerate(islice(every, count)))
-    return Row(samples, len(samples))
+    return Row(samples, len(samples), stream.bands)
 
 
 class StreamReader(IterableDataset):
@@ -110,9 +118,9 @@ class StreamReader(IterableDataset):
         width = self.share.batch_size // self.lanes  # samples of a lane in every batch
         mine = sorted({place // width for micro in range(self.share.accumulate) for place in self.share.places(micro)})
         lanes = {n: Lane(self.stream, self.seed, n, self.lanes, self.positions.get(n, (0, 0))) for n in mine}
-        number = 0
+        number, bands = 0, self.stream.bands
         for step in range(self.start, self.steps):
-            row = Row({n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}, width)
+            row = Row({n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}, width, bands)
             for micro in range(self.share.accumulate):
                 if number % workers == turn:
                     places = self.share.places(micro)
@@ -130,13 +138,13 @@ class Row:
 
     label_names = None
 
-    def __init__(self, samples: dict[int, tuple[str, dict]], width: int) -> None:
-        self.samples, self.width = samples, width
+    def __init__(self, samples: dict[int, tuple[str, dict]], width: int, bands: Bands) -> None:
+        self.samples, self.width, self.bands = samples, width, bands
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+    def read(self, indices: Sequence[int]) -> list[Opened | Unreadable]:
         return [open_image(self.samples[int(i)][1]) for i in indices]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:

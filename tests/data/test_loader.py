@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mpp.data.augment import View
+from mpp.data.bands import Bands
 from mpp.data.decode import Unreadable
 from mpp.data.images import Subset, load_images
 from mpp.data.loader import SampleReader, Samples, Share, TrainOrder, eval_loader, train_loader
@@ -191,7 +192,7 @@ def test_shifts_reach_every_distance_up_to_the_pad_equally_often_and_flips_their
 def test_views_of_other_shapes_are_cut_from_the_middle_undistorted():
     image = np.zeros((20, 60, 3), np.uint8)
     image[:, 20:40] = 200  # the middle square
-    cut = View((10, 10)).cut(Image.fromarray(image), Numbers(0, Purpose.EVAL, 0, range(1)), 0)
+    cut = View((10, 10)).cut(Image.fromarray(image), Bands(), Numbers(0, Purpose.EVAL, 0, range(1)), 0)
     assert cut.shape == (10, 10, 3)
     assert cut[:, 1:-1].min() >= 198  # the rest is only seen at the very edge, through the filter
 

@@ -1,11 +1,11 @@
-"""Packed sets: all images decoded into one memory-mapped file of uint8, which opens in milliseconds.
+"""Packed sets: all images decoded into one memory-mapped file, which opens in milliseconds.
 
-The file holds: 8 bytes of magic; the pixels (H, W, 3) of all images, split by split; for each split the offsets of its
-images (M + 1, int64), their sizes (M, 2: H, W) and labels (M,), -1 for none; a JSON header with the offsets of these
-parts; the header's offset and the magic again. If all images of a split have one size, a batch is read by index as one
-array. Shuffling is full, by index. If the set fits in the system's cache, each page is read from disk once, in any
-order. In a larger set, each image costs one read of a few pages per epoch: this is fast on SSDs and slow on hard disks
-(use WebDataset shards there). The process itself keeps few of these pages.
+The file holds: 8 bytes of magic; the values (H, W, C) of all images in the type of their split, split by split; for
+each split the offsets of its images (M + 1, int64), their sizes (M, 2: H, W) and labels (M,), -1 for none; a JSON
+header with the offsets of these parts; the header's offset and the magic again. If all images of a split have one size,
+a batch is read by index as one array. Shuffling is full, by index. If the set fits in the system's cache, each page is
+read from disk once, in any order. In a larger set, each image costs one read of a few pages per epoch: this is fast on
+SSDs and slow on hard disks (use WebDataset shards there). The process itself keeps few of these pages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mpp.data.sources.packed_header import MAGIC, PIXEL, read_header
+from mpp.data.bands import Bands
+from mpp.data.rasters import stored
+from mpp.data.sources.packed_header import MAGIC, read_header
 from mpp.errors import UserError
 
 _KEPT = 1024  # most images whose pages a process keeps: 64 MiB, at 64 KiB per image
@@ -37,6 +39,7 @@ class PackedImages:
                 f"{path} has no images in its split {split}; name another (--data.split, --data.eval-split)"
             )
         self.label_names: list[str] | None = None if self.part.labels is None else header.label_names
+        self.bands = Bands(3)
         self._read = 0
 
     @cached_property
@@ -68,11 +71,11 @@ class PackedImages:
         return self.part.size
 
     def arrays(self, indices: Sequence[int]) -> np.ndarray:
-        """Images of one size, (B, H, W, 3) uint8, read without a Python loop."""
+        """Images of one size, (B, H, W, C), read without a Python loop."""
         assert self.packed_size is not None
         height, width = self.packed_size
-        shape = (self.part.count, height, width, PIXEL)
-        every = self._file[self.part.pixels :][: int(np.prod(shape))].reshape(shape)
+        shape = (self.part.count, height, width, self.part.channels)
+        every = np.frombuffer(self._map, self.part.dtype, int(np.prod(shape)), self.part.pixels).reshape(shape)
         found = every[np.asarray(indices)]
         self._let_go(len(found))
         return found
@@ -83,7 +86,9 @@ class PackedImages:
         found: list[Any] = []
         for index in map(int, indices):
             data = self._file[self.part.pixels + begins[index] : self.part.pixels + begins[index + 1]]
-            found.append(Image.fromarray(np.array(data).reshape(*sizes[index], PIXEL)))
+            array = np.array(data).view(self.part.dtype).reshape(*sizes[index], self.part.channels)
+            picture = (self.part.dtype, self.part.channels) == ("uint8", 3)
+            found.append(Image.fromarray(array) if picture else stored(array))
         self._let_go(len(found))
         return found
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from mpp.data.bands import MOST_CHANNELS
 from mpp.data.decode import printable
+from mpp.data.rasters import TYPES
 from mpp.errors import UserError, first_line
 
 MAGIC = b"MPPACK1\n"
-PIXEL = 3  # bytes
 TAIL = struct.Struct("<Q8s")  # the header's offset, and the magic again
 
 
@@ -36,6 +37,13 @@ class PackedSplit:
     sizes: int
     labels: int | None
     size: tuple[int, int] | None  # (H, W) of all images; None if sizes differ
+    dtype: str = "uint8"  # of the values, one of TYPES
+    channels: int = 3  # C of all images
+
+    @property
+    def pixel(self) -> int:
+        """Bytes of a pixel."""
+        return self.channels * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -180,10 +188,16 @@ def _header(values: Any, content: int) -> Header:
 
 def _split(name: str, values: Any, content: int) -> PackedSplit:
     where = f"split {printable(name)} in its header"
-    fields = _Fields(values, where, {"count", "pixels", "begins", "sizes", "labels", "size"})
-    count = fields.number("count", 0, content // PIXEL) or 0
+    fields = _Fields(values, where, {"count", "pixels", "begins", "sizes", "labels", "size", "dtype", "channels"})
+    dtype, channels = "uint8", 3  # of files from before there was another
+    if "dtype" in fields.values:
+        dtype, channels = fields.text("dtype"), fields.number("channels", 1, MOST_CHANNELS) or 0
+    if dtype not in TYPES:
+        raise fields.wrong("dtype", f"must be one of {', '.join(TYPES)}")
+    pixel = channels * np.dtype(dtype).itemsize
+    count = fields.number("count", 0, content // pixel) or 0
     size = fields.pair("size", content)
-    whole = count * size[0] * size[1] * PIXEL if size else count * PIXEL
+    whole = count * size[0] * size[1] * pixel if size else count * pixel
     return PackedSplit(
         count=count,
         pixels=fields.place("pixels", whole, content) or 0,
@@ -191,13 +205,15 @@ def _split(name: str, values: Any, content: int) -> PackedSplit:
         sizes=fields.place("sizes", 16 * count, content) or 0,
         labels=fields.place("labels", 8 * count, content, optional=True),
         size=size,
+        dtype=dtype,
+        channels=channels,
     )
 
 
 def _check_tables(path: str, name: str, split: PackedSplit, header: Header) -> None:
     """Raise ValueError unless the sizes and places of a split's images lie in the file and agree, and each label number
     is that of a class."""
-    where, room = f"split {printable(name)}", header.content - split.pixels
+    where, room, pixel = f"split {printable(name)}", header.content - split.pixels, split.pixel
     if split.labels is not None and header.label_names is None:
         raise ValueError(f"{where} has labels, but its header has no label_names")
     for first in range(0, split.count, _AT_ONCE):
@@ -215,11 +231,11 @@ def _check_tables(path: str, name: str, split: PackedSplit, header: Header) -> N
         begins, sizes = table(split.begins, more=1)[:, 0], table(split.sizes, 2)
         height, width = sizes[:, 0], sizes[:, 1]
         refuse((height < 1) | (width < 1), "sizes: it cannot be", sizes)
-        refuse(height > room // PIXEL // np.maximum(width, 1), "sizes: the file has no room for", sizes)
+        refuse(height > room // pixel // np.maximum(width, 1), "sizes: the file has no room for", sizes)
         if split.size:
             refuse((sizes != split.size).any(1), f"size says {list(split.size)} of all, and sizes", sizes)
         refuse((begins < 0) | (begins > room), "begins: it cannot lie at", begins)
-        refuse(np.diff(begins) != height * width * PIXEL, "begins: its bytes are not those of sizes", sizes)
+        refuse(np.diff(begins) != height * width * pixel, "begins: its bytes are not those of sizes", sizes)
         if first == 0:
             refuse(begins[:1] != 0, "begins must start at 0, not at", begins)
         if split.labels is not None:

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from mpp.data.decode import Unreadable, open_image, printable
+from mpp.data.bands import Bands
+from mpp.data.decode import Opened, Unreadable, open_image, printable
 from mpp.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class TableImages:
         import datasets
 
         table = tables[split]()
-        self.path, self.split, self.columns = path, split, table.column_names
+        self.path, self.split, self.columns, self.bands = path, split, table.column_names, Bands(3)
         self.image_column = pick_column(table, image_column, "image")
         try:
             images = table.cast_column(self.image_column, datasets.Image(decode=False))
@@ -66,7 +66,7 @@ class TableImages:
     def __len__(self) -> int:
         return len(self.table)
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image | Unreadable]:
+    def read(self, indices: Sequence[int]) -> list[Opened | Unreadable]:
         return [open_image(row, self.path) for row in self.table[list(map(int, indices))][self.image_column]]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
