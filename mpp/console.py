@@ -20,7 +20,8 @@ from mpp.config.commands import Run
 from mpp.config.presets import presets, purpose
 from mpp.errors import UserError, plain_warnings
 from mpp.files import shipped
-from mpp.run.command import run_command
+from mpp.run.command import loss_of_a_process, run_command
+from mpp.run.stops import STOP, Stopped
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,34 @@ OTHERS = {
 
 
 def start(config: Run | Compare | Pack) -> Any:
-    """Check a command's options, set up the devices and do its work. Returns what the command found."""
-    module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
-    with plain_warnings():
+    """Check a command's options, set up the devices and do its work. Returns what the command found, and nothing if a
+    signal stopped it."""
+    with plain_warnings(), STOP:
         check(config)
-        work = getattr(import_module(module), function)  # heavy imports come after the checks
-        if isinstance(config, Pack):
-            return work(config)
-        from mpp.run.machine import let_go, start_accelerator
-
-        accelerator = start_accelerator(precision_of(config))
         try:
-            found = work(config, accelerator)
-            accelerator.end_training()
-        finally:
-            let_go(accelerator)
+            return _work(config)
+        except Stopped as stop:
+            if os.environ.get("RANK", "0") == "0":
+                print(stop.way_on, flush=True)
+        except Exception as error:
+            if not (STOP.requested and loss_of_a_process(error)):  # another process was stopped first
+                raise
+    return {}
+
+
+def _work(config: Run | Compare | Pack) -> Any:
+    module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
+    work = getattr(import_module(module), function)  # heavy imports come after the checks
+    if isinstance(config, Pack):
+        return work(config)
+    from mpp.run.machine import let_go, start_accelerator
+
+    accelerator = start_accelerator(precision_of(config))
+    try:
+        found = work(config, accelerator)
+        accelerator.end_training()
+    finally:
+        let_go(accelerator)
     return found
 
 

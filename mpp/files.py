@@ -4,15 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import secrets
+import shutil
+import stat
 from pathlib import Path
 
+_DRAFT = re.compile(r".+\.[0-9a-f]{16}\.tmp|step_\d{8}\.tmp|shards\.tmp")  # the last two: of older versions
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_bytes(content)
-    flush(draft)
-    os.replace(draft, path)
+
+def write_whole(path: Path, content: bytes, overwrite: bool = True) -> None:
+    """Write a file so that readers see the old content or the new, never a part. What lies at `path` is replaced: a
+    link is not followed. Without `overwrite`, raises FileExistsError if something lies there."""
+    draft = draft_of(path)
+    try:
+        with open(draft, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError(f"{path} exists")
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside `path` for what will take its place. Nobody can guess it and put a link there."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a name is one of `draft_of`."""
+    return _DRAFT.fullmatch(path.name) is not None
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder and below; other names stay, and links too."""
+    for here, folders, files in os.walk(folder):
+        for path in (Path(here, name) for name in [*folders, *files]):
+            if is_draft(path) and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        folders[:] = [name for name in folders if not is_draft(Path(name))]
+
+
+def ordinary_modes(folder: Path) -> None:
+    """Give the files of a folder the modes that new files have: safetensors writes for the owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if stat.S_ISREG(path.lstat().st_mode):
+            path.chmod(0o666 & ~mask)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path leads to a pipe, a socket or a device: a reader may wait for it for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def sha256_of(path: Path) -> str:

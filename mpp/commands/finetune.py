@@ -24,7 +24,7 @@ from mpp.figures.confusion import paint_confusion
 from mpp.methods.classify import load_classifier, predict_set
 from mpp.models.backbones import digest_of, downstream_vit, fitted, refuse_shape_options
 from mpp.models.vit import ViT
-from mpp.run.folder import Records, finish, how_to_resume, prepare_output, refuse_other_options
+from mpp.run.folder import Records, finish, prepared_output, refuse_other_options
 from mpp.run.machine import gather_dicts
 from mpp.training.finiteness import Diverged
 
@@ -35,8 +35,13 @@ def run_finetune(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
-    """Fine-tune; returns what result.json says (nothing if the run was stopped)."""
-    output = prepare_output(config, "finetune", config.resume, accelerator)
+    """Fine-tune; returns what result.json says."""
+    with prepared_output(config, "finetune", config.resume, accelerator) as output:
+        return finetune_into(output, config, accelerator)
+
+
+def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
+    """Prepare, choose a learning rate, train, export, report, all into a folder of its own."""
     refuse_unwritable(config.export_predictions, accelerator)
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
@@ -48,18 +53,12 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
             write_toml(config, output / "config.toml")  # what --resume goes on with, if it is cut in a trial
-        found = try_learning_rates(config, vit, images, output, accelerator)
-        if found is None:
-            return {}
-        grid = found
+        grid = try_learning_rates(config, vit, images, output, accelerator)
         best = float(max(grid, key=lambda lr: grid[lr]))
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=best))
         accelerator.print(f"accuracy on held-out training labels by learning rate: {grid}; training with {best:g}")
     set_seed(config.seed)
     outcome, job = train_classifier(config, vit, "linear", images, test, output, accelerator)
-    if outcome.stopped:
-        accelerator.print(how_to_resume("finetune", outcome.step, output))
-        return {}
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
@@ -75,8 +74,13 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 
 def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Measure a fine-tuned model on a labelled set without training; returns what result.json says."""
+    with prepared_output(config, "evaluate", False, accelerator) as output:
+        return evaluate_into(output, config, accelerator)
+
+
+def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
+    """Load, predict, report, all into a folder of its own."""
     started = time.perf_counter()
-    output = prepare_output(config, "evaluate", False, accelerator)
     refuse_unwritable(config.export_predictions, accelerator)
     refuse_shape_options(config.init, config.model)
     model = load_classifier(config.init)
@@ -108,9 +112,9 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 
 def try_learning_rates(
     config: FineTune, vit: ViT, images: Images, output: Path, accelerator: Accelerator
-) -> dict[str, float] | None:
+) -> dict[str, float]:
     """Accuracy on a fifth of the training labels for each rate of --optim.lr-grid, after training on the others for as
-    long as the final run; 0 if training diverged. A resumed run keeps what it has tried. None if a signal stops it.
+    long as the final run; 0 if training diverged. A resumed run keeps what it has tried.
     """
     rest, held = hold_out(images.labels(range(len(images))), config.seed)
     if not len(held):
@@ -135,9 +139,6 @@ def try_learning_rates(
             accelerator.print(f"--optim.lr {name} is too high: {error}")
             found[name] = {"eval/top1": 0.0, "diverged": str(error)}
         else:
-            if outcome.stopped:
-                accelerator.print(how_to_resume("finetune", outcome.step, output))
-                return None
             found[name] = outcome.metrics
         if accelerator.is_main_process:
             finish(folder, trial, found[name])

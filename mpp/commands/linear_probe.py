@@ -36,7 +36,7 @@ from mpp.evaluation.probes import (
 )
 from mpp.models.backbones import digest_of, downstream_vit
 from mpp.models.vit import ViT
-from mpp.run.folder import finish, prepare_output
+from mpp.run.folder import finish, prepared_output
 from mpp.run.machine import gather_dicts, workers_of
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of logistic regression, a sample
@@ -47,8 +47,13 @@ RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # of ridge regression on all 
 
 def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     """Extract, fit, evaluate, report; returns what result.json says."""
+    with prepared_output(config, "linear_probe", False, accelerator) as output:
+        return probe_into(output, config, accelerator)
+
+
+def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
+    """Extract, fit, evaluate, report, all into a folder of its own."""
     started = time.perf_counter()
-    output = prepare_output(config, "linear_probe", False, accelerator)
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     layers = probe_layers(config.probe.layer, vit.depth)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from mpp.config.commands import Pack
 from mpp.data.images import open_images
@@ -12,6 +11,7 @@ from mpp.data.packing import fingerprint, pack, verify
 from mpp.data.sources.path import split_names
 from mpp.errors import UserError
 from mpp.run.folder import unreadable_line
+from mpp.run.lock import locked
 
 
 def run_pack(config: Pack) -> Path:
@@ -25,23 +25,14 @@ def run_pack(config: Pack) -> Path:
         return out
     splits = {name: open_images(data, name) for name in split_names(data.path, data.config)}
     short_side = 256 if config.size is None else config.size or None
-    lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"--out {out} is being packed by another process") from error
-    except (OSError, NotImplementedError):  # a file system without locks; `pack` finds out whether it can be written
-        pass
-    try:
-        if out.exists():
-            raise UserError(f"--out {out} exists; remove it, or give another name")
-        unreadable = pack(splits, out, fingerprint(splits), short_side, skip_unreadable=data.on_error == "skip")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(out.with_name(out.name + ".lock"), f"--out {out}"):
+            if os.path.lexists(out):
+                raise UserError(f"--out {out} exists; remove it, or give another name")
+            unreadable = pack(splits, out, fingerprint(splits), short_side, skip_unreadable=data.on_error == "skip")
     except OSError as error:
         raise UserError(f"packing into --out {out} ended ({error}); the same command goes on where it was") from error
-    finally:
-        if lock.is_locked:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
     total = sum(map(len, splits.values()))
     print(f"{out}: {total - len(unreadable):,} images of {', '.join(splits)}, {out.stat().st_size / 2**20:,.1f} MiB")
     if unreadable:

@@ -10,27 +10,30 @@ from accelerate.utils import set_seed
 
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width
-from mpp.data.loader import share_of
+from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
 from mpp.methods.masked_patches import MaskedPatches
 from mpp.run.command import spelled
-from mpp.run.folder import finish, how_to_resume, prepare_output, unreadable_line, write_folder
+from mpp.run.folder import finish, prepared_output, unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
 
 
 def run_pretraining(config: Pretrain, accelerator: Accelerator) -> dict[str, Any]:
-    """Pretrain; returns what result.json says (the metrics alone if a signal stopped the run)."""
+    """Pretrain; returns what result.json says."""
     share = share_of(config.train, accelerator)
-    output = prepare_output(config, "pretrain", config.resume, accelerator)
+    with prepared_output(config, "pretrain", config.resume, accelerator) as output:
+        return pretrain_into(output, share, config, accelerator)
+
+
+def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Accelerator) -> dict[str, Any]:
+    """Prepare, train, export, report, all into a folder of its own."""
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         images, held_out = open_splits(config, height_width(config.model.img_size))
         job = MaskedPatches(config, accelerator, images, held_out)
     outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
-    if outcome.stopped:
-        accelerator.print(how_to_resume("pretrain", outcome.step, output))
-    elif accelerator.is_main_process:
+    if accelerator.is_main_process:
         result = write_result(job, config, output, outcome)
         result = finish(output, config, result)
         print(closing_summary(config, job, output, outcome))

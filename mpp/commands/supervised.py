@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,21 +14,23 @@ from mpp.config.derived import height_width, images_seen
 from mpp.data.splits import open_labelled
 from mpp.models.backbones import build_vit
 from mpp.run.command import spelled
-from mpp.run.folder import finish, how_to_resume, prepare_output
+from mpp.run.folder import finish, prepared_output
 
 
 def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, Any]:
-    """Pretrain with labels; returns what result.json says (nothing if the run was stopped)."""
-    output = prepare_output(config, "supervised", config.resume, accelerator)
+    """Pretrain with labels; returns what result.json says."""
+    with prepared_output(config, "supervised", config.resume, accelerator) as output:
+        return learn_into(output, config, accelerator)
+
+
+def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> dict[str, Any]:
+    """Prepare, train, export, report, all into a folder of its own."""
     with accelerator.main_process_first():
         images, test = open_labelled(
             config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
         )
     set_seed(config.seed)
     outcome, job = train_classifier(config, build_vit(config.model), "mlp", images, test, output, accelerator)
-    if outcome.stopped:
-        accelerator.print(how_to_resume("supervised", outcome.step, output))
-        return {}
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "supervised", output, outcome)

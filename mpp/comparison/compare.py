@@ -25,11 +25,12 @@ from mpp.data.splits import open_fitted, open_labelled
 from mpp.errors import UserError, renamed
 from mpp.methods.classify import refuse_odd_pairs
 from mpp.models.backbones import build_vit, fitted, load_backbone, refuse_shape_options
-from mpp.run.folder import named_folder, read_metrics, refuse_other_options
+from mpp.run.folder import claimed, named_folder, read_metrics, refuse_other_options
+from mpp.run.stops import Stopped
 
 
 def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
-    """Do what is missing, then write the report; returns its folder, or None if a signal or --dry-run ended it."""
+    """Do what is missing, then write the report; returns its folder, or None after --dry-run."""
     output = named_folder(config.output, "compare")
     config = adopted(config)
     with accelerator.main_process_first():
@@ -52,9 +53,23 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
         print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator))
     if config.dry_run:
         return None
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        write_toml(config, output / "config.toml")
+    with claimed(output, accelerator):
+        try:
+            if accelerator.is_main_process:
+                write_toml(config, output / "config.toml")
+            do_what_is_missing(pieces, accelerator)
+            if accelerator.is_main_process:
+                found = collect(config, arms, probes, tunings, len(images.label_names or []))
+                print(write_report(output, found))
+            accelerator.wait_for_everyone()
+        except Stopped as stop:
+            stop.way_on = f"the comparison goes on with: --config {output / 'config.toml'} --output {output}"
+            raise
+    return output
+
+
+def do_what_is_missing(pieces: list[Piece], accelerator: Accelerator) -> None:
+    """Run the pieces that have no result yet."""
     for number, piece in enumerate(pieces, start=1):
         if piece.done:
             continue
@@ -65,13 +80,6 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
         accelerator.print(f"\n[{number}/{len(pieces)}] {piece.title}")
         run_piece(piece, accelerator)
         accelerator.wait_for_everyone()
-        if not piece.done:
-            accelerator.print(f"the comparison goes on with: --config {output / 'config.toml'} --output {output}")
-            return None
-    if accelerator.is_main_process:
-        print(write_report(output, collect(config, arms, probes, tunings, len(images.label_names or []))))
-    accelerator.wait_for_everyone()
-    return output
 
 
 def collect(

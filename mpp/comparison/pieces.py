@@ -19,6 +19,7 @@ from mpp.config.command_line import options_of
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
 from mpp.config.options import Eval, LabelledAugment, LabelledData, LabelledTrain, PooledModel
 from mpp.errors import UserError
+from mpp.files import write_whole
 from mpp.models.backbones import digest_of
 
 Command = Pretrain | Supervised | LinearProbe | FineTune
@@ -58,7 +59,7 @@ class Piece:
         if not self.is_of_this_backbone():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _STAMP).write_text(self.digest)
+        write_whole(self.folder / _STAMP, self.digest.encode())
 
     def result(self) -> dict[str, Any]:
         return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import base64
 import csv
 import dataclasses
 import html
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain
 from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval, points, verdict
 from mpp.config.commands import Compare
+from mpp.files import write_whole
 
 PAPER = (
     "For comparison, the ViT paper (arXiv 2010.11929, section 4.6; ViT-B/16, ImageNet top-1 after fine-tuning): masked "
@@ -62,11 +64,14 @@ def write_report(output: Path, found: Comparison) -> str:
         "curves.png": paint_curves(found.curves, arms),
     }
     for name, figure in plots.items():
-        figure.savefig(output / "plots" / name, dpi=110)
-    with (output / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in dataclasses.fields(Finding)])
-        writer.writerows(dataclasses.astuple(finding) for finding in findings)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=110)
+        write_whole(output / "plots" / name, png.getvalue())
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow([field.name for field in dataclasses.fields(Finding)])
+    writer.writerows(dataclasses.astuple(finding) for finding in findings)
+    write_whole(output / "results.csv", table.getvalue().encode())
 
     seeds = ", ".join(map(str, config.seeds))
     task = (
@@ -100,8 +105,8 @@ def write_report(output: Path, found: Comparison) -> str:
     for arm, (folder, _) in found.details.items():
         if picture := max((folder / "samples").glob("confusion*.png"), default=None):
             blocks.append(("figure", (picture, f"Confusion matrix of {arm}")))
-    (output / "report.md").write_text(as_markdown(blocks, output), encoding="utf-8")
-    (output / "report.html").write_text(as_html(blocks), encoding="utf-8")
+    write_whole(output / "report.md", as_markdown(blocks, output).encode())
+    write_whole(output / "report.html", as_html(blocks).encode())
     shown: list[Block] = [("table", tuned), ("table", frozen), *(("p", sentence) for sentence in verdicts)]
     return f"\n{as_markdown(shown, output)}\nReport: {output / 'report.html'}"
 

@@ -13,6 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from torch import nn
 
+from mpp.files import ordinary_modes
+
 
 class Pretrained(PyTorchModelHubMixin):
     """`from_pretrained` of a folder or a hub id, as in huggingface_hub's mixin, with two differences: it never reads a
@@ -39,6 +41,10 @@ class Pretrained(PyTorchModelHubMixin):
             raise ValueError(f"there is no {SAFETENSORS_SINGLE_FILE}, and pickles (pytorch_model.bin) are not loaded")
         refuse_other_shapes(file, lambda: cls(**options))  # type: ignore[arg-type, return-value]
         return cls._load_as_safetensor(cls(**options), str(file), map_location, strict)
+
+    def _save_pretrained(self, save_directory: Path) -> None:  # the mixin's hook for subclasses
+        super()._save_pretrained(save_directory)
+        ordinary_modes(save_directory)
 
 
 def refuse_other_shapes(file: Path, build: Callable[[], nn.Module]) -> None:

@@ -31,6 +31,9 @@ def run_command(main: Callable[[], object]) -> NoReturn:
         if line is None:
             raise
         _end(2, processes)
+    except KeyboardInterrupt:  # Ctrl-C twice
+        print(f"ended at once{where}", file=sys.stderr, flush=True)
+        os._exit(130)  # without waiting for threads and readers, as a shell reports what Ctrl-C ended
     _end(0, processes)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,11 @@ from mpp.config.command_line import differences, flattened, write_toml
 from mpp.config.commands import LinearProbe, Run
 from mpp.config.options import Seeded
 from mpp.errors import UserError
-from mpp.files import write_whole
+from mpp.files import clear_drafts, draft_of, is_special, write_whole
 from mpp.run.command import spelled
+from mpp.run.lock import locked_folder
 from mpp.run.machine import PREPARING, wait_at_most
+from mpp.run.stops import Stopped
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
 
@@ -78,6 +81,16 @@ class Records:
                 save_picture(grid, self.folder / "samples" / f"{name}_{step:08d}.png")
                 self._writer().add_image(f"samples/{name}", grid, step)
 
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Values of `step` that belong into a line of metrics.jsonl which an interrupted run wrote without them."""
+        if not self.accelerator.is_main_process:
+            return
+        with writing(self.folder):
+            *lines, last = (read_metrics(self.folder) if self.metrics_file.exists() else []) or [{}]
+            merged = [*lines, last | values] if last.get("step") == step else [*lines, last, {"step": step} | values]
+            write_whole(self.metrics_file, "".join(json.dumps(line) + "\n" for line in filter(None, merged)).encode())
+            self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
+
     def close(self) -> None:
         """Have everything logged on the disk."""
         with writing(self.folder):
@@ -123,14 +136,15 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def save_picture(picture: Tensor, path: Path) -> None:
     """Write a picture, uint8 (3, H, W), as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil_image(picture).save(path)
+    file = io.BytesIO()
+    to_pil_image(picture).save(file, "PNG")
+    write_whole(path, file.getvalue())
 
 
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Have `save` write a folder; readers see the old one, the new one or for a moment none, never a part."""
-    draft = folder.with_name(folder.name + ".tmp")
+    draft = draft_of(folder)
     with writing(folder):
-        shutil.rmtree(draft, ignore_errors=True)
         save(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
@@ -156,15 +170,18 @@ def why_unwritable(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     finally:
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
+        remove_if_empty(made)
     return None
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run has written into a folder."""
+    return any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "lr_grid", "result.json"))
 
 
 def refuse_to_overwrite(folder: Path) -> None:
     """Raise UserError if a folder already holds a run."""
-    if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "lr_grid", "result.json")):
+    if holds_a_run(folder):
         raise UserError(f"--output {folder} already holds a run; --resume goes on with it, or give another folder")
 
 
@@ -204,30 +221,81 @@ def named_folder(output: str | None, command: str) -> Path:
     return Path(broadcast_object_list([output or f"runs/{command}-{datetime.now():%Y%m%d-%H%M%S}"])[0])
 
 
-def prepare_output(config: Run, command: str, resume: bool, accelerator: Accelerator) -> Path:
-    """The run's folder, the same on all processes. Raises UserError if it cannot be written, or holds a run that is not
-    to be resumed, or was begun with other options."""
+@contextmanager
+def prepared_output(config: Run, command: str, resume: bool, accelerator: Accelerator) -> Iterator[Path]:
+    """The run's folder, the same on all processes and for this run alone. Raises UserError if it cannot be written, is
+    in use, or holds a run that is not to be resumed, or was begun with other options."""
     if config.output is None and resume:
         raise UserError("--resume goes on with the run in --output; name that folder")
     wait_at_most(PREPARING)
     folder = named_folder(config.output, command)
-    if resume:
-        refuse_other_options(folder, config)
-    else:
-        refuse_to_overwrite(folder)
-    if reason := broadcast_object_list([why_unwritable(folder) if accelerator.is_main_process else None])[0]:
-        raise UserError(f"--output {folder} cannot be written ({reason}); name another folder")
-    accelerator.wait_for_everyone()  # before the main process writes into it
-    return folder
+    with claimed(folder, accelerator):
+        if resume:
+            refuse_other_options(folder, config)
+        else:
+            refuse_to_overwrite(folder)
+        accelerator.wait_for_everyone()  # before the main process writes into it
+        try:
+            yield folder
+        except Stopped as stop:
+            if not isinstance(config, LinearProbe) and holds_a_run(folder):
+                stop.way_on = how_to_resume(command, stop.step, folder)
+            raise
 
 
-def how_to_resume(name: str, step: int, output: Path) -> str:
+@contextmanager
+def claimed(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keep other runs out of a folder meanwhile; what a killed one left half-written in it is removed. All processes
+    call it, and the main one holds the lock."""
+    reason = None
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            if why := why_unwritable(folder):
+                reason = f"--output {folder} cannot be written ({why}); name another folder"
+            else:
+                stack.callback(remove_if_empty, [path for path in (folder, *folder.parents) if not path.exists()])
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked_folder(folder, f"--output {folder}"))
+                    refuse_links(folder)
+                    clear_drafts(folder)
+                except UserError as error:
+                    reason = str(error)
+        if reason := broadcast_object_list([reason])[0]:
+            raise UserError(reason)
+        yield
+
+
+def remove_if_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+_FILES = ("config.toml", "metrics.jsonl", "result.json", "report.md", "report.html", "results.csv")
+_FOLDERS = ("checkpoints", "tensorboard", "samples", "backbone", "classifier", "lr_grid")
+_OF_COMPARISONS = ("pretrain", "probe", "finetune", "plots")
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError if a name that a run writes is a link, a pipe or a device in its folder: it leads elsewhere."""
+    for name in (*_FILES, *_FOLDERS, *_OF_COMPARISONS):
+        for path in ((folder / name), *(folder / name).rglob("*")) if name not in _FILES else [folder / name]:
+            if path.is_symlink() or is_special(path):
+                raise UserError(
+                    f"{path} is a link, a pipe or a device, which a run does not write through; remove it, or give "
+                    f"another --output"
+                )
+
+
+def how_to_resume(name: str, step: int | None, output: Path) -> str:
     """What a stopped run says last: the command that goes on with it."""
     processes = PartialState().num_processes
     launched = f" (with the launch options it began with: {processes} processes)" if processes > 1 else ""
     return (
-        f"stopped at step {step}; resume with: {spelled(name)} --config {output / 'config.toml'} "
-        f"--output {output} --resume{launched}"
+        f"stopped{'' if step is None else f' at step {step}'}; resume with: {spelled(name)} --config "
+        f"{output / 'config.toml'} --output {output} --resume{launched}"
     )
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step_00001000/` with `model.safetensors`, `optimizer.pt`, `state.json` and, where there is a
 running mean of the weights, `average.safetensors`; under FSDP2 with a `shard-*.safetensors` a process. It is written
-under a `.tmp` name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file and its
+under a draft's name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file and its
 own, and a checkpoint whose files do not match is passed over for the one before it.
 """
 
@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch.optim import Optimizer
 
 from mpp.data.streams import Positions
 from mpp.errors import UserError, warn
-from mpp.files import flush, sha256_of
+from mpp.files import clear_drafts, draft_of, flush, is_draft, ordinary_modes, sha256_of
 from mpp.run.machine import gather_dicts
 from mpp.training import sharding
 from mpp.training.learner import Learner
@@ -44,6 +45,7 @@ class Start:
     seconds: float = 0.0
     positions: Positions = field(default_factory=dict)
     span: Span | None = None
+    unevaluated: bool = False  # a stop cut the evaluation after that step
 
 
 class Checkpoints:
@@ -83,25 +85,27 @@ class Checkpoints:
         self.accelerator.print(f"resuming {path} at step {state['step']}")
         positions = {int(lane): tuple(at) for lane, at in state["positions"].items()}
         span = Span(**state["span"]) if "span" in state else None
-        return Start(state["step"], state["seconds"], positions, span)
+        return Start(state["step"], state["seconds"], positions, span, state.get("unevaluated", False))
 
-    def save(self, step: int, learner: Learner, positions: Positions, seconds: float, needed: bool) -> str | None:
-        """Save the checkpoint of `step`; returns what to warn of if it cannot be written. All processes call it.
+    def save(self, start: Start, learner: Learner, needed: bool) -> str | None:
+        """Save where a run may go on; returns what to warn of if it cannot be written. All processes call it.
 
         Raises UserError instead of returning where the checkpoint is `needed` to go on.
         """
-        accelerator, drafts, reason = self.accelerator, self.folder / "shards.tmp", None
-        state = {"positions": gather_dicts(accelerator, positions), "seconds": seconds}
+        accelerator, reason = self.accelerator, None
+        state = {"positions": gather_dicts(accelerator, start.positions), "seconds": start.seconds}
         state["span"] = dataclasses.asdict(learner.span)
+        if start.unevaluated:
+            state["unevaluated"] = True
         model, optimizer = learner.model, learner.optimizer
         try:
-            shards = sharding.write(drafts, model, optimizer, accelerator) if learner.sharded else None
+            shards = sharding.write(self.folder, model, optimizer, accelerator) if learner.sharded else None
             if accelerator.is_main_process:
-                save(self.folder, step, learner.bare, optimizer, state, self.keep, learner.average, shards)
+                save(self.folder, start.step, learner.bare, optimizer, state, self.keep, learner.average, shards)
         except OSError as error:  # a full disk, for example
             if accelerator.is_main_process:
-                shutil.rmtree(drafts, ignore_errors=True)
-            reason = f"the checkpoint of step {step} could not be written ({error.strerror or error})"
+                clear_drafts(self.folder)
+            reason = f"the checkpoint of step {start.step} could not be written ({error.strerror or error})"
         if reason := broadcast_object_list([reason])[0]:
             last = written(self.folder)
             reason += f"; the last one is {last[-1]}" if last else "; there is none before it"
@@ -128,8 +132,7 @@ def save(
     written (a full disk, say), and leaves the earlier checkpoints as they are.
     """
     final = folder / name_of(step)
-    draft = final.with_name(final.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = draft_of(final)
     draft.mkdir(parents=True)
     try:
         if shards is None:
@@ -142,6 +145,7 @@ def save(
             files = {path.rename(draft / path.name).name: digest for path, digest in sorted(shards.items())}
         state = {"step": step, "files": files} | state
         (draft / STATE).write_text(json.dumps(state | {"sha256": sha256_of_state(state)}, indent=1))
+        ordinary_modes(draft)
         for path in draft.iterdir():
             flush(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -155,9 +159,8 @@ def save(
         raise
     kept = [path for path in written(folder) if path.name <= final.name]  # newer ones were damaged, and gone back from
     for old in set(written(folder)) - set(kept[-keep:]):
-        old.rename(old.with_name(old.name + ".tmp"))  # first, so that what a kill leaves of it is not taken for whole
-    for rest in folder.glob("*.tmp"):
-        shutil.rmtree(rest, ignore_errors=True)
+        old.rename(draft_of(old))  # first, so that what a kill leaves of it is not taken for whole
+    clear_drafts(folder)
     return final
 
 
@@ -167,25 +170,38 @@ def name_of(step: int) -> str:
 
 
 def written(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; drafts that a kill left behind are not among them."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp")
+    """The checkpoints in a folder, oldest first; drafts that a kill left behind and links are not among them."""
+    found = (path for path in folder.glob("step_*") if path.is_dir() and not path.is_symlink())
+    return sorted(path for path in found if not is_draft(path))
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose files have their checksums, and its state; damaged ones are named in a warning."""
     for path in reversed(written(folder)):
         try:
+            refuse_others_files(path, [STATE])
             state = json.loads((path / STATE).read_text())
             digest = state.pop("sha256", None)  # which checkpoints of older versions have not
             if path.name != name_of(state["step"]) or digest not in (None, sha256_of_state(state)):
                 raise ValueError(f"{STATE} does not say what was written")
+            ours = [file.name for file in path.iterdir() if file.name in (WEIGHTS, AVERAGE, OPTIMIZER)]
+            refuse_others_files(path, [*state["files"], *ours, *(file.name for file in sharding.files_of(path))])
             damaged = [name for name, digest in state["files"].items() if sha256_of(path / name) != digest]
+            damaged += sorted(set(ours) - state["files"].keys())
         except (OSError, ValueError, KeyError, TypeError) as error:
             damaged = [str(error)]
         if not damaged:
             return path, state
         warn(f"checkpoint {path} is damaged ({', '.join(damaged)}); the one before it is used")
     return None
+
+
+def refuse_others_files(checkpoint: Path, names: list[str]) -> None:
+    """Raise ValueError unless all names are of ordinary files in a checkpoint's folder itself: a link, or a name with
+    a folder in it, leads elsewhere, and a pipe would be waited for."""
+    for name in names:
+        if Path(name).name != name or not stat.S_ISREG((checkpoint / name).lstat().st_mode):
+            raise ValueError(f"{name} is no file of its own")
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> None:

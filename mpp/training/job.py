@@ -47,6 +47,5 @@ class Outcome:
     step: int
     metrics: dict[str, float]  # of the last evaluation
     seconds: float  # of all starts of the command
-    stopped: bool  # by a signal, before the last step
     model: nn.Module  # with the weights that were evaluated: the last, or their running mean
     unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where -> why

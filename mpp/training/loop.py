@@ -13,9 +13,9 @@ from mpp.data.batches import Feed
 from mpp.data.loader import Share
 from mpp.run.machine import gather_dicts
 from mpp.run.memory import explained_out_of_memory
-from mpp.run.stops import StopSignals
+from mpp.run.stops import STOP, Stopped
 from mpp.training.auto_batch import fitting_share, what_to_lower
-from mpp.training.checkpoints import Checkpoints
+from mpp.training.checkpoints import Checkpoints, Start
 from mpp.training.finiteness import Finiteness
 from mpp.training.job import Job, Outcome
 from mpp.training.learner import Learner, seed_dropout
@@ -23,7 +23,7 @@ from mpp.training.progress import Progress
 
 
 def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, output: Path, headline: str) -> Outcome:
-    """Train a job to its last step or to a stop signal, leaving everything in `output`.
+    """Train a job to its last step, leaving everything in `output`. A stop signal ends it with a checkpoint.
 
     `share` is what this process computes of every batch; `headline` is the evaluation metric that TensorBoard's
     hyper-parameter table shows.
@@ -42,9 +42,16 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     progress = Progress(job, learner, config, accelerator, output, start.step, headline, flops)
     feed = Feed(job.data.batches(share, start.step, start.positions), config.data.on_error, accelerator.device)
     nonfinite = Finiteness(output, accelerator, options, learner, job.data.where, progress.warn)
-    stopped, doing = False, lambda: what_is_done(progress.step + 1, share)
+    out_of_memory = explained_out_of_memory(
+        lambda: what_is_done(progress.step + 1, share), what_to_lower(share), accelerator.device
+    )
 
-    with progress, StopSignals() as stop, explained_out_of_memory(doing, what_to_lower(share), accelerator.device):
+    with progress, STOP.held(), out_of_memory:
+        if start.unevaluated or start.step >= options.steps:  # the latter: resumed after the last step
+            if not (evaluated := progress.evaluate()):
+                raise Stopped(start.step)
+            if start.unevaluated:
+                progress.add(evaluated, start.positions)
         for step in range(start.step + 1, options.steps + 1):
             seed_dropout(config.seed, step, accelerator.process_index)
             parts: list[dict[str, Tensor]] = []
@@ -63,25 +70,27 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
             if step % options.log_every == 0 or last:  # here the loop waits for the device
                 nonfinite.refuse()
                 metrics |= progress.measure(parts, norm, skipped) | nonfinite.counted()
-            if step % config.eval.every == 0 or last:
+            due = step % config.eval.every == 0 or last
+            stopped = STOP.agreed(accelerator, due or step % options.log_every == 0 or step % 10 == 0)
+            evaluated = {}
+            if due and not stopped:
                 nonfinite.refuse()
-                metrics |= progress.evaluate()
-            progress.log(metrics, feed.positions)
-            stopped = not last and stop.agreed(accelerator, due=step % options.log_every == 0 or step % 10 == 0)
+                evaluated = progress.evaluate()
+                stopped = STOP.agreed(accelerator, due)
+            progress.log(metrics | evaluated, feed.positions)
             if step % options.checkpoint_every == 0 or last or stopped:
                 nonfinite.refuse()
                 with progress.clock.paused():
                     seconds = start.seconds + progress.clock.total()
-                    if trouble := checkpoints.save(step, learner, feed.positions, seconds, needed=last or stopped):
+                    here = Start(step, seconds, feed.positions, unevaluated=due and not evaluated)
+                    if trouble := checkpoints.save(here, learner, needed=last or stopped):
                         progress.warn(trouble)
             if stopped:
-                break
-        if progress.step == start.step:  # the run was resumed after its last step
-            progress.evaluate()
+                raise Stopped(step)
 
     seconds = start.seconds + progress.clock.total()
     unreadable = gather_dicts(accelerator, feed.unreadable | job.unreadable)
-    return Outcome(progress.step, progress.metrics, seconds, stopped, learner.evaluated(), unreadable)
+    return Outcome(progress.step, progress.metrics, seconds, learner.evaluated(), unreadable)
 
 
 def what_is_done(step: int, share: Share) -> str:

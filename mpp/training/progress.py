@@ -15,6 +15,7 @@ from mpp.data.streams import Positions
 from mpp.run.folder import Records
 from mpp.run.machine import TRAINING, dtype_of, wait_at_most
 from mpp.run.memory import explained_out_of_memory
+from mpp.run.stops import STOP
 from mpp.training.clock import Clock, cuda_mark
 from mpp.training.flops import peak_flops
 from mpp.training.job import Job
@@ -77,7 +78,12 @@ class Progress:
         return means | {"optim/grad_norm": float(norm)} | values
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on held-out images, also as a line on the terminal, and pictures."""
+        """Metrics on held-out images, also as a line on the terminal, and pictures; nothing if a stop cuts it."""
+        with STOP.cutting(self.accelerator):
+            return self._evaluate()
+        return {}
+
+    def _evaluate(self) -> dict[str, float]:
         doing, device = f"evaluating after step {self.step}", self.accelerator.device
         way_out = f"lower --eval.batch-size (now {self.config.eval.batch_size})"
         with self.clock.paused(), explained_out_of_memory(lambda: doing, way_out, device):
@@ -95,6 +101,10 @@ class Progress:
         """A line of metrics.jsonl and TensorBoard, if there are values."""
         if values:
             self.records.log(self.step, {"epoch": self.job.data.epoch(self.step, positions)} | values)
+
+    def add(self, values: dict[str, float], positions: Positions) -> None:
+        """What an evaluation found that a stop had cut: into the line of its step."""
+        self.records.add(self.step, {"epoch": self.job.data.epoch(self.step, positions)} | values)
 
     def warn(self, text: str) -> None:
         """Print a warning above the bar, on the main process."""

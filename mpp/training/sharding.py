@@ -8,7 +8,6 @@ processes, and also without FSDP2. There is no pickle in it, unlike in those of 
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from torch.optim import Optimizer
 
 from mpp.config.options import Optim, Train
 from mpp.errors import UserError
-from mpp.files import flush, sha256_of
+from mpp.files import draft_of, flush, sha256_of
 
 # The loss does nothing in place to what the model returns, of which torch warns at every start.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -52,24 +51,25 @@ def gather(model: nn.Module, whole: nn.Module) -> None:
 
 def has_shards(checkpoint: Path) -> bool:
     """Whether a checkpoint was written by `write`."""
-    return bool(_files(checkpoint))
+    return bool(files_of(checkpoint))
 
 
 def write(folder: Path, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator) -> dict[Path, str]:
-    """Write every process's rows into `folder`; returns the files of all and their checksums.
+    """Write every process's rows into a draft in `folder`; returns the files of all and their checksums.
 
     All processes have to call it, on a file system that they share. Raises OSError on all of them if one fails.
     """
-    reason = None
+    made: Path | str | None = None
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        made = draft_of(folder / "shards")
         try:
-            folder.mkdir(parents=True)
+            made.mkdir(parents=True)
         except OSError as error:
-            reason = str(error)
-    if reason := broadcast_object_list([reason])[0]:
-        raise OSError(reason)
-    file = folder / f"shard-{accelerator.process_index + 1:05d}-of-{accelerator.num_processes:05d}.safetensors"
+            made = str(error)
+    if isinstance(made := broadcast_object_list([made])[0], str):
+        raise OSError(made)
+    assert made
+    file = made / f"shard-{accelerator.process_index + 1:05d}-of-{accelerator.num_processes:05d}.safetensors"
     try:
         save_file({name: _local(tensor).contiguous() for name, tensor in _tensors(model, optimizer)}, file)
         flush(file)
@@ -85,7 +85,7 @@ def write(folder: Path, model: nn.Module, optimizer: Optimizer, accelerator: Acc
 def read(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Put this process's rows of a checkpoint that `write` made into a model and its optimiser, sharded or not."""
     with ExitStack() as stack:
-        files: list[Any] = [stack.enter_context(safe_open(path, "pt")) for path in _files(checkpoint)]
+        files: list[Any] = [stack.enter_context(safe_open(path, "pt")) for path in files_of(checkpoint)]
         names = set(files[0].keys())
         theirs = {name for name in names if name.startswith("model.")}
         if theirs != {f"model.{name}" for name, _ in _parameters(model)}:
@@ -102,7 +102,8 @@ def read(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
                 state[key.rpartition(":")[2]] = tensor
 
 
-def _files(checkpoint: Path) -> list[Path]:
+def files_of(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that hold a process's rows each, in the order of the rows."""
     return sorted(checkpoint.glob("shard-*-of-*.safetensors"))
 
 

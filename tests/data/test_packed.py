@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from mpp.config.options import LabelledData
@@ -21,6 +21,7 @@ from mpp.data.sources.path import split_names
 from mpp.data.splits import open_labelled
 from mpp.errors import UserError
 from mpp.run.folder import read_metrics
+from mpp.run.lock import locked
 from tests.helpers import losses, pretrain
 from tools.pack import main
 
@@ -61,7 +62,8 @@ def test_what_cannot_be_packed_is_told_in_one_line(source, tmp_path):
     data = ["--data.path", str(source)]
     with pytest.raises(UserError, match="--size -1 must not be negative"):
         main([*data, "--out", str(tmp_path / "set.mpp"), "--size", "-1"])
-    with FileLock(tmp_path / "set.mpp.lock"), pytest.raises(UserError, match="is being packed by another process"):
+    held = locked(tmp_path / "set.mpp.lock", "--out")
+    with held, pytest.raises(UserError, match=rf"set.mpp is in use by another run: process {os.getpid()} on "):
         main([*data, "--out", str(tmp_path / "set.mpp")])
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"packing into --out .*/file/set.mpp ended"):
