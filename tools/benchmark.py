@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mpp.data.augment import View, normalise
+from mpp.data.contents import Contents
 from mpp.data.images import load_images
 from mpp.data.loader import Share, no_draws, train_loader
 from mpp.data.packing import pack
@@ -554,6 +555,9 @@ class Noise:
 
     def where(self, index: int) -> str:
         return f"image {index}"
+
+    def contents(self, labels: bool = False) -> Contents:
+        return Contents("train", "image", self.count, [], [])
 
 
 def measure_training(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:

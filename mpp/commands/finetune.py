@@ -16,6 +16,7 @@ from mpp.commands.labelled import closing_summary, train_classifier, write_resul
 from mpp.config.command_line import write_toml
 from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
+from mpp.data.identity import keep
 from mpp.data.images import Images, Subset
 from mpp.data.splits import at_most, hold_out, open_labelled, open_measured
 from mpp.errors import UserError
@@ -47,6 +48,8 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
         images, test = open_labelled(config.data, vit.img_size, config.seed, images_seen(config.train))
+    insist = config.resume_anyway
+    data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
     digest = digest_of(config.init)
     grid: dict[str, float] = {}
     if config.optim.lr_grid:
@@ -62,7 +65,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
-        result |= {"init_sha256": digest}
+        result |= {"init_sha256": digest, "data": data}
         result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
         result = finish(output, config, result)
         if config.export_predictions and job.predictions:
@@ -90,6 +93,7 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     records.open(0, "eval/top1")
     with accelerator.main_process_first():
         images = at_most(open_measured(config.data, model.vit.img_size, alone=True), config.eval.images)
+    data = keep(output, images, images, accelerator)
     unreadable: dict[str, str] = {}
     predictions = predict_set(model, images, config, accelerator, unreadable)
     unreadable = gather_dicts(accelerator, unreadable)
@@ -98,7 +102,7 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     if accelerator.is_main_process:
         result |= {"command": "finetune --eval-only", "init": config.init, "classes": len(model.classes)}
         result |= {"eval_images": len(predictions.index), "per_class_top1": predictions.per_class(model.classes)}
-        result |= {"unreadable_images": unreadable}
+        result |= {"unreadable_images": unreadable, "data": data}
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         records.log(0, metrics)
         records.pictures(0, paint_confusion(predictions.confusion, model.classes))

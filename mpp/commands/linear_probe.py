@@ -17,6 +17,7 @@ from mpp.config.command_line import write_toml
 from mpp.config.commands import LinearProbe
 from mpp.config.options import Probe
 from mpp.data.batches import readable
+from mpp.data.identity import keep
 from mpp.data.images import Images
 from mpp.data.loader import eval_loader, no_draws
 from mpp.data.splits import at_most, draw_labels, hold_out, open_labelled
@@ -59,6 +60,7 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     layers = probe_layers(config.probe.layer, vit.depth)
     with accelerator.main_process_first():
         train, test = open_labelled(config.data, vit.img_size, config.seed)
+    data = keep(output, train, test, accelerator, labels=True)
     test = at_most(test, config.probe.eval_images)
     classes = len(train.label_names or [])
     refuse_more_shots_than_images(config.probe, train)
@@ -74,7 +76,7 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     fit, held = scaler(x[chosen]), scaler(test_x[chosen])
     result: dict[str, Any] = {"command": "linear_probe", "init": config.init, "layer": layers[chosen]}
     result |= {"pool": config.model.pool, "labels": len(y), "classes": classes, "eval_images": len(test_y)}
-    result |= {"init_sha256": digest_of(config.init)}
+    result |= {"init_sha256": digest_of(config.init), "data": data}
     result |= {"effective_rank": effective_rank(x[chosen])}
     result |= logistic_scores(fit, y, held, test_y, classes, config.seed)
     result |= few_shot_scores(x[chosen], y, test_x[chosen], test_y, classes, config)

@@ -10,6 +10,7 @@ from accelerate.utils import set_seed
 
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width
+from mpp.data.identity import held_out_before, keep
 from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
 from mpp.methods.masked_patches import MaskedPatches
@@ -30,11 +31,14 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     """Prepare, train, export, report, all into a folder of its own."""
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
-        images, held_out = open_splits(config, height_width(config.model.img_size))
+        remembered = held_out_before(output) if config.resume_anyway else None
+        images, held_out = open_splits(config, height_width(config.model.img_size), remembered)
+    data = keep(output, images, held_out, accelerator, resume=config.resume, insist=config.resume_anyway)
+    with accelerator.main_process_first():
         job = MaskedPatches(config, accelerator, images, held_out)
     outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
     if accelerator.is_main_process:
-        result = write_result(job, config, output, outcome)
+        result = write_result(job, config, output, outcome) | {"data": data}
         result = finish(output, config, result)
         print(closing_summary(config, job, output, outcome))
         return result

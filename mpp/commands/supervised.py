@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from mpp.commands.labelled import closing_summary, train_classifier, write_result
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen
+from mpp.data.identity import keep
 from mpp.data.splits import open_labelled
 from mpp.models.backbones import build_vit
 from mpp.run.command import spelled
@@ -29,11 +30,13 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
         images, test = open_labelled(
             config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
         )
+    insist = config.resume_anyway
+    data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
     set_seed(config.seed)
     outcome, job = train_classifier(config, build_vit(config.model), "mlp", images, test, output, accelerator)
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
-        result = write_result(job, "supervised", output, outcome)
+        result = write_result(job, "supervised", output, outcome) | {"data": data}
         result = finish(output, config, result)
         then = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
         print(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from mpp.commands.linear_probe import probe_layers, refuse_more_shots_than_images
 from mpp.comparison.budget import cost_of, plan
-from mpp.comparison.pieces import Arm, Piece, arms_of, finetune_piece, probe_piece, run_piece
+from mpp.comparison.pieces import Arm, Piece, arms_of, finetune_piece, probe_piece, run_piece, with_identity
 from mpp.comparison.report import Comparison, write_report
 from mpp.comparison.statistics import Finding
 from mpp.config.checks import texts
@@ -19,6 +20,7 @@ from mpp.config.command_line import options_of, parse, write_toml
 from mpp.config.commands import Compare, Pretrain, Pretraining, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData, Model
+from mpp.data.identity import Identity
 from mpp.data.images import Images
 from mpp.data.loader import share_of
 from mpp.data.splits import open_fitted, open_labelled
@@ -34,20 +36,24 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     output = named_folder(config.output, "compare")
     config = adopted(config)
     with accelerator.main_process_first():
-        images = open_downstream(config)
+        images, measured = open_downstream(config)
     config = dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images)))
     counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
     arms = arms_of(config, output)
     check_ahead(config, arms, accelerator)
-    probes = {(arm.name, seed): probe_piece(config, arm, seed, output) for arm in arms for seed in config.seeds}
+    found = None
+    if accelerator.is_main_process:  # one process looks at the images
+        found = [with_identity(arm) for arm in arms], Identity.of(images, measured, labels=True)
+    arms, data = broadcast_object_list([found])[0]
+    probes = {(arm.name, seed): probe_piece(config, arm, seed, output, data) for arm in arms for seed in config.seeds}
     tunings = {
-        (arm.name, labels, seed): finetune_piece(config, arm, labels, seed, output)
+        (arm.name, labels, seed): finetune_piece(config, arm, labels, seed, output, data)
         for labels in counts
         for seed in config.seeds
         for arm in arms
     }
     pieces = [arm.pretraining for arm in arms if arm.pretraining] + [*probes.values(), *tunings.values()]
-    for piece in pieces:
+    for piece in (piece for piece in pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
     if accelerator.is_main_process:
         print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator))
@@ -106,11 +112,11 @@ def collect(
     )
 
 
-def open_downstream(config: Compare) -> Images:
-    """The training images of the downstream task. Raises UserError, before anything is trained, if it has no labels or
-    too few."""
+def open_downstream(config: Compare) -> tuple[Images, Images]:
+    """The images of the downstream task, to train and be measured on. Raises UserError, before anything is trained, if
+    they have no labels or too few."""
     size = height_width(config.finetune.model.img_size or config.pretrain.model.img_size)
-    images, _ = open_labelled(options_of(LabelledData, config.data), size, seed=0)
+    images, measured = open_labelled(options_of(LabelledData, config.data), size, seed=0)
     classes = len(images.label_names or [])
     for count in config.labels:
         if count != "all" and not classes <= int(count) <= len(images):
@@ -122,7 +128,7 @@ def open_downstream(config: Compare) -> Images:
         refuse_more_shots_than_images(
             config.probe, open_fitted(options_of(LabelledData, config.data, labels=labels), size, seed)
         )
-    return images
+    return images, measured
 
 
 def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from mpp.commands.pretrain import run_pretraining
 from mpp.commands.supervised import run_supervised
 from mpp.config.command_line import options_of
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
+from mpp.config.derived import height_width
 from mpp.config.options import Eval, LabelledAugment, LabelledData, LabelledTrain, PooledModel
+from mpp.data.identity import Identity
+from mpp.data.splits import open_labelled, open_splits
 from mpp.errors import UserError
 from mpp.files import write_whole
 from mpp.models.backbones import digest_of
@@ -36,11 +40,17 @@ class Piece:
     folder: Path
     config: Command
     after: Piece | None = None  # the pretraining whose backbone it starts from
+    data: Identity | None = None  # of its images as they are now
 
     @property
     def done(self) -> bool:
-        """Whether there is a result, and of the backbone as it is now."""
-        return (self.folder / "result.json").exists() and self.is_of_this_backbone()
+        """Whether there is a result, and of the backbone and the images as they are now."""
+        return (self.folder / "result.json").exists() and self.is_of_this_backbone() and not self.changes
+
+    @property
+    def changes(self) -> str:
+        """What has changed in the images since the piece was begun, in words; "" if nothing has."""
+        return self.data.changes(self.folder) if self.data else ""
 
     @property
     def digest(self) -> str:
@@ -55,8 +65,10 @@ class Piece:
         return not stamp.exists() or stamp.read_text() == self.digest
 
     def begin(self) -> None:
-        """Clear away what an older backbone left, and note which it is now."""
-        if not self.is_of_this_backbone():
+        """Clear away what an older backbone or other images left, and note which it is now."""
+        if changes := self.changes:
+            print(f"{self.folder} is made again, as its images have changed ({changes})")
+        if changes or not self.is_of_this_backbone():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / _STAMP, self.digest.encode())
@@ -104,6 +116,19 @@ def arms_of(config: Compare, output: Path) -> list[Arm]:
     return arms
 
 
+def with_identity(arm: Arm) -> Arm:
+    """An arm whose pretraining knows what its images are now."""
+    if arm.pretraining is None:
+        return arm
+    config = arm.pretraining.config
+    if isinstance(config, Pretrain):
+        uncached = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=False))
+        data = Identity.of(*open_splits(uncached, height_width(config.model.img_size)))
+    else:
+        data = Identity.of(*open_labelled(config.data, height_width(config.model.img_size), config.seed), labels=True)
+    return dataclasses.replace(arm, pretraining=dataclasses.replace(arm.pretraining, data=data))
+
+
 def pretrain_piece(config: Compare, output: Path) -> Piece:
     """Masked patch prediction with the --pretrain options."""
     folder = output / "pretrain" / "mpp"
@@ -139,7 +164,7 @@ def model_of(config: Compare, arm: Arm) -> PooledModel:
     return options_of(PooledModel, shape, **own, pool=model.pool)
 
 
-def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
+def probe_piece(config: Compare, arm: Arm, seed: int, output: Path, images: Identity) -> Piece:
     """The probes of an arm's frozen features."""
     folder = output / "probe" / arm.name / f"seed-{seed}"
     data = options_of(LabelledData, config.data, labels=config.probe_labels)
@@ -152,13 +177,13 @@ def probe_piece(config: Compare, arm: Arm, seed: int, output: Path) -> Piece:
         seed=seed,
         output=str(folder),
     )
-    return Piece(f"frozen features of {arm.name}, seed {seed}", folder, probe, arm.pretraining)
+    return Piece(f"frozen features of {arm.name}, seed {seed}", folder, probe, arm.pretraining, images)
 
 
-def finetune_piece(config: Compare, arm: Arm, labels: int, seed: int, output: Path) -> Piece:
+def finetune_piece(config: Compare, arm: Arm, labels: int, seed: int, output: Path, images: Identity) -> Piece:
     """Fine-tuning of an arm."""
     folder = output / "finetune" / arm.name / f"labels-{labels}" / f"seed-{seed}"
     data = options_of(LabelledData, config.data, labels=labels)
     own = {"init": arm.init, "data": data, "model": model_of(config, arm), "seed": seed}
     tuning = options_of(FineTune, config.finetune, **own, output=str(folder), resume=True)
-    return Piece(f"fine-tuning {arm.name} with {labels:,} labels, seed {seed}", folder, tuning, arm.pretraining)
+    return Piece(f"fine-tuning {arm.name} with {labels:,} labels, seed {seed}", folder, tuning, arm.pretraining, images)

@@ -11,6 +11,7 @@ import numpy as np
 
 from mpp.config.options import Source
 from mpp.data.bands import Bands
+from mpp.data.contents import Contents
 from mpp.data.decode import Opened, Unreadable, printable
 from mpp.data.sources.packed import PackedImages, is_packed
 from mpp.data.sources.path import load_table, split_names
@@ -37,6 +38,10 @@ class Images(Protocol):
 
     def where(self, index: int) -> str:
         """The file or row an image comes from, for messages."""
+        ...
+
+    def contents(self, labels: bool = False) -> Contents:
+        """What the whole split holds, with the images' labels if so asked."""
         ...
 
 
@@ -140,3 +145,6 @@ class Subset:
 
     def where(self, index: int) -> str:
         return self.images.where(int(self.indices[index]))
+
+    def contents(self, labels: bool = False) -> Contents:
+        return self.images.contents(labels)

@@ -13,6 +13,7 @@ import numpy as np
 from filelock import FileLock
 
 from mpp.data.bands import Bands
+from mpp.data.contents import Contents
 from mpp.data.decode import Opened, Unreadable, bytes_a_pixel, size_as_seen
 from mpp.data.images import Images, bands_of
 from mpp.data.packing import fingerprint, forget, pack
@@ -125,3 +126,6 @@ class PackedPixels:
 
     def where(self, index: int) -> str:
         return self.images.where(index)
+
+    def contents(self, labels: bool = False) -> Contents:
+        return self.images.contents(labels)

@@ -262,6 +262,6 @@ def _sha256_of(file: Any, size: int, progress: bool) -> str:
 
 
 def fingerprint(splits: dict[str, Images]) -> str:
-    """A hash that identifies a set and differs once the set has changed."""
-    parts = {name: getattr(images, "fingerprint", f"{images.where(0)}") for name, images in splits.items()}
-    return hashlib.sha256(json.dumps({n: [p, len(splits[n])] for n, p in parts.items()}).encode()).hexdigest()
+    """A hash that identifies a set and differs once its content has changed."""
+    digests = {name: images.contents(labels=bool(images.label_names)).digest for name, images in splits.items()}
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

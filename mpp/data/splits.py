@@ -132,11 +132,14 @@ def _label_names(images: Images, data: Data) -> list[str]:
     return names
 
 
-def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Stream, Images]:
+def open_splits(
+    config: Pretrain, size: tuple[int, int], remembered: set[str] | None = None
+) -> tuple[Images | Stream, Images]:
     """The images to train on and the held-out ones.
 
     Held out, alike for every seed, is --data.eval-split, or the set's validation or test split; a set with none gives
-    up a tenth of its images, but no more than --eval.images, and a stream its last shard.
+    up a tenth of its images, but no more than --eval.images, and a stream its last shard. A run that goes on with a
+    changed set holds out the images or shards that it did before: those `remembered` by name.
     """
     data = config.data
     splits = split_names(data.path, data.config)
@@ -144,7 +147,7 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
     eval_split = data.eval_split or (spare[0] if spare else None)
     refuse_the_trained_split(data, "name another, or leave it out to hold some images out")
     if is_stream(data.path, data.config):
-        return open_stream_splits(config, eval_split)
+        return open_stream_splits(config, eval_split, remembered)
 
     train = open_images(data, data.split, size)
     if data.cache:
@@ -154,8 +157,11 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
         shuffled = generator(0, Purpose.SPLIT).permutation(indices)
         count = max(1, len(train) // 10)
         count = count if config.eval.images is None else min(config.eval.images, count)
-        evaluated: Images = Subset(train, np.sort(shuffled[:count]))
-        indices = shuffled[count:]
+        held = (
+            np.sort(shuffled[:count]) if remembered is None else _numbers_of(remembered, train.contents().names, data)
+        )
+        evaluated: Images = Subset(train, held)
+        indices = np.setdiff1d(indices, held)
     else:
         evaluated = at_most(open_images(data, eval_split, size), config.eval.images)
     if not len(indices):
@@ -165,7 +171,19 @@ def open_splits(config: Pretrain, size: tuple[int, int]) -> tuple[Images | Strea
     return train, evaluated
 
 
-def open_stream_splits(config: Pretrain, eval_split: str | None) -> tuple[Stream, Images]:
+def _numbers_of(remembered: set[str], names: list[str], data: Data) -> np.ndarray:
+    """The numbers, sorted, of the images or shards with these names."""
+    if not (found := [number for number, name in enumerate(names) if name in remembered]):
+        raise UserError(
+            f"--data.path {data.path} holds none any more of the {len(remembered):,} images or shards that this run "
+            f"holds out; begin anew with another --output"
+        )
+    return np.array(found, dtype=np.int64)
+
+
+def open_stream_splits(
+    config: Pretrain, eval_split: str | None, remembered: set[str] | None = None
+) -> tuple[Stream, Images]:
     """`open_splits` of WebDataset shards: whole shards are held out, and --data.fraction chooses among shards."""
     data = config.data
     train = Stream.open(data.path, data.split, data.image_column, data.config)
@@ -173,7 +191,8 @@ def open_stream_splits(config: Pretrain, eval_split: str | None) -> tuple[Stream
     if eval_split is not None:
         spare = Stream.open(data.path, eval_split, data.image_column, data.config)
     elif len(numbers) > 1:
-        spare, numbers = train.part(numbers[-1:]), numbers[:-1]
+        held = numbers[-1:] if remembered is None else _numbers_of(remembered, train.shard_names, data)
+        spare, numbers = train.part(held), np.setdiff1d(numbers, held)
     else:
         raise UserError(
             f"--data.path {data.path} is one shard, which leaves none to evaluate on; split it in two, or name one "

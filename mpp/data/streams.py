@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mpp.data.augment import View
 from mpp.data.bands import Bands
+from mpp.data.contents import Contents, files_contents
 from mpp.data.decode import Opened, Unreadable, open_image, printable
 from mpp.data.loader import Batch, Draws, Samples, Share, as_it_is, leave_signals, read_batch
 from mpp.data.randomness import Purpose, generator
@@ -47,12 +48,13 @@ class Stream:
         self,
         shards: Shards,
         path: str,
+        contents: Contents,
         indices: list[int],
         image_column: str,
         bands: Bands = Bands(3),  # noqa: B008
     ) -> None:
-        self.shards, self.path, self.indices, self.image_column = shards, path, indices, image_column
-        self.bands = bands
+        self.shards, self.path, self._contents, self.bands = shards, path, contents, bands
+        self.indices, self.image_column = indices, image_column
 
     @classmethod
     def open(cls, path: str, split: str, image_column: str | None = None, config: str | None = None) -> Stream:
@@ -61,14 +63,26 @@ class Stream:
 
         name, options = source_of(path, config)
         with naming_the_source(path):
-            shards = datasets.load_dataset(name, split=split, streaming=True, **options)
+            builder = datasets.load_dataset_builder(name, **options)
+            shards = builder.as_streaming_dataset(split=split)
+            contents = files_contents((builder.config.data_files or {}).get(split, []), path, split, "shard")
         column = pick_column(shards, image_column, "image")
         shards = shards.cast_column(column, datasets.Image(decode=False))
-        return cls(shards, path, list(range(shards.num_shards)), column)
+        return cls(shards, path, contents, list(range(shards.num_shards)), column)
 
     def part(self, indices: np.ndarray) -> Stream:
         """The shards numbered `indices` of this stream."""
-        return Stream(self.shards, self.path, [self.indices[i] for i in indices], self.image_column, self.bands)
+        numbers = [self.indices[i] for i in indices]
+        return Stream(self.shards, self.path, self._contents, numbers, self.image_column, self.bands)
+
+    def contents(self, labels: bool = False) -> Contents:
+        """What the whole split holds: its shards by name, size and content."""
+        return self._contents
+
+    @property
+    def shard_names(self) -> list[str]:
+        """The files of these shards."""
+        return [self._contents.names[i] for i in self.indices]
 
     def samples(self, number: int) -> Iterator[tuple[str, dict]]:
         """Yield the place and the encoded image of each sample of shard `number`."""
@@ -84,7 +98,7 @@ def held_out(stream: Stream, count: int | None) -> Row:
     """The first `count` samples of a stream, kept in memory encoded, to be read by index for evaluation."""
     every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
     samples = dict(enumerate(islice(every, count)))
-    return Row(samples, len(samples), stream.bands)
+    return Row(samples, len(samples), stream)
 
 
 class StreamReader(IterableDataset):
@@ -118,9 +132,10 @@ class StreamReader(IterableDataset):
         width = self.share.batch_size // self.lanes  # samples of a lane in every batch
         mine = sorted({place // width for micro in range(self.share.accumulate) for place in self.share.places(micro)})
         lanes = {n: Lane(self.stream, self.seed, n, self.lanes, self.positions.get(n, (0, 0))) for n in mine}
-        number, bands = 0, self.stream.bands
+        number = 0
         for step in range(self.start, self.steps):
-            row = Row({n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}, width, bands)
+            found = {n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}
+            row = Row(found, width, self.stream)
             for micro in range(self.share.accumulate):
                 if number % workers == turn:
                     places = self.share.places(micro)
@@ -134,12 +149,12 @@ class StreamReader(IterableDataset):
 
 
 class Row:
-    """A set of images: the samples of one global batch that a process has read, by place."""
+    """A set of images: the samples of `stream` that a process has read for one global batch, by place."""
 
     label_names = None
 
-    def __init__(self, samples: dict[int, tuple[str, dict]], width: int, bands: Bands) -> None:
-        self.samples, self.width, self.bands = samples, width, bands
+    def __init__(self, samples: dict[int, tuple[str, dict]], width: int, stream: Stream) -> None:
+        self.samples, self.width, self.stream, self.bands = samples, width, stream, stream.bands
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -152,6 +167,9 @@ class Row:
 
     def where(self, index: int) -> str:
         return printable(self.samples[int(index)][0])
+
+    def contents(self, labels: bool = False) -> Contents:
+        return self.stream.contents(labels)
 
     def next_of_lane(self, place: int) -> int:
         """The place that replaces an unreadable one: the next of its lane, which every process concerned has read."""

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from mpp.data.identity import recorded_digests
 from mpp.data.streams import Positions
 from mpp.errors import UserError, warn
 from mpp.files import clear_drafts, draft_of, flush, is_draft, ordinary_modes, sha256_of
@@ -60,9 +61,9 @@ class Checkpoints:
         self.accelerator.print(f"training from step 0 into {self.output}")
         return Start()
 
-    def resume(self, learner: Learner, steps: int) -> Start:
+    def resume(self, learner: Learner, steps: int, insist: bool = False) -> Start:
         """Put the latest good checkpoint into a learner that goes on to `steps`; a fresh start if there is none. All
-        processes call it."""
+        processes call it. One that learnt from other images is refused unless the user insists."""
         main = self.accelerator.is_main_process  # one process looks: looking reads the whole checkpoint
         found = broadcast_object_list([latest(self.folder) if main else None])[0]
         if found is None:
@@ -74,6 +75,13 @@ class Checkpoints:
             raise UserError(
                 f"--train.steps {steps} is fewer than the {state['step']} that {path} has done; give at least as many, "
                 f"or another --output to begin anew"
+            )
+        known = recorded_digests(self.output)
+        other = [name for name, digest in state.get("data", {}).items() if known.get(name, digest) != digest]
+        if other and not insist:
+            raise UserError(
+                f"{path} learnt from other images than --data.path holds now (split {other[0]}); put the set back, "
+                f"give another --output, or insist with --resume-anyway"
             )
         in_shards = sharding.has_shards(path)
         if learner.sharded and not in_shards:
@@ -94,6 +102,7 @@ class Checkpoints:
         """
         accelerator, reason = self.accelerator, None
         state = {"positions": gather_dicts(accelerator, start.positions), "seconds": start.seconds}
+        state["data"] = recorded_digests(self.output)
         state["span"] = dataclasses.asdict(learner.span)
         if start.unevaluated:
             state["unevaluated"] = True

@@ -33,7 +33,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     flops = job.flops_an_image()  # before the model may be sharded
     learner = Learner(job.model, config, accelerator)
     checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator)
-    start = checkpoints.resume(learner, options.steps) if config.resume else checkpoints.fresh()
+    start = checkpoints.resume(learner, options.steps, config.resume_anyway) if config.resume else checkpoints.fresh()
     learner.begin(start.step, start.span)
     if options.auto_batch:
         share = fitting_share(job, config, accelerator, learner.bare, share, start.step, start.positions)

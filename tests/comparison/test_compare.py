@@ -17,7 +17,7 @@ from mpp.comparison.statistics import Finding, difference, interval, verdict
 from mpp.config.commands import Compare
 from mpp.errors import UserError
 from recipes.compare import main
-from tests.helpers import reset_accelerate
+from tests.helpers import put, reset_accelerate
 
 GIVEN = [
     *("--labels", "16", "40", "--seeds", "0", "1", "--probe-labels", "80", "--probe.eval-images", "60"),
@@ -138,6 +138,31 @@ def test_a_new_backbone_has_everything_that_starts_from_it_made_again(compared, 
     made = re.findall(r"\[\d+/20\] (.*)", capsys.readouterr().out)
     assert len(made) == 6  # two probes, four fine-tunings
     assert all("MPP" in title for title in made)
+
+
+def test_changed_images_have_what_learnt_from_them_made_again_and_say_what_changed(compared, tmp_path, capsys):
+    for split, count in (("train", 24), ("test", 10)):
+        for i in range(count):
+            put(tmp_path / "set" / split / ("cat", "dog")[i % 2] / f"{i}.png", 5 * i)
+
+    def run() -> str:
+        reset_accelerate()
+        given = ["--mpp", str(compared / "pretrain" / "mpp"), "--supervised", "none", "--seeds", "0", "--labels", "16"]
+        options = [*given, "--data.path", str(tmp_path / "set"), "--probe.shots", "1", "--probe.draws", "1"]
+        main([*GIVEN, *options, "--output", str(tmp_path / "comparison")])
+        return capsys.readouterr().out
+
+    assert len(re.findall(r"\[\d/4\]", run())) == 4
+    shutil.copytree(tmp_path / "set", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "set")
+    (tmp_path / "copy").rename(tmp_path / "set")
+    assert not re.findall(r"\[\d/4\]", run())
+    put(tmp_path / "set" / "test" / "cat" / "0.png", 77)
+    put(tmp_path / "set" / "train" / "cat" / "new.png", 78)
+    said = run()
+    assert len(re.findall(r"\[\d/4\]", said)) == 4
+    what = "split train: 1 image added (train/cat/new.png); split test: 1 image changed (test/cat/0.png)"
+    assert said.count(f"is made again, as its images have changed ({what})") == 4
 
 
 def test_the_supervised_arm_may_be_left_out(compared, tmp_path):

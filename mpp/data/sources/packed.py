@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from mpp.data.bands import Bands
+from mpp.data.contents import Contents, Listing
 from mpp.data.rasters import stored
 from mpp.data.sources.packed_header import MAGIC, read_header
 from mpp.errors import UserError
@@ -40,6 +41,7 @@ class PackedImages:
             )
         self.label_names: list[str] | None = None if self.part.labels is None else header.label_names
         self.bands = Bands(3)
+        self.checksum = header.sha256
         self._read = 0
 
     @cached_property
@@ -85,8 +87,7 @@ class PackedImages:
         sizes = self._array(self.part.sizes, (self.part.count, 2))
         found: list[Any] = []
         for index in map(int, indices):
-            data = self._file[self.part.pixels + begins[index] : self.part.pixels + begins[index + 1]]
-            array = np.array(data).view(self.part.dtype).reshape(*sizes[index], self.part.channels)
+            array = np.array(self._pixels(begins, index)).view(self.part.dtype).reshape(*sizes[index], self.part.channels)
             picture = (self.part.dtype, self.part.channels) == ("uint8", 3)
             found.append(Image.fromarray(array) if picture else stored(array))
         self._let_go(len(found))
@@ -106,6 +107,20 @@ class PackedImages:
 
     def where(self, index: int) -> str:
         return f"{self.path}, {self.split} row {index}"
+
+    def contents(self, labels: bool = False) -> Contents:
+        """The images by their content, and the checksum that the file was packed with."""
+        begins = self._array(self.part.begins, (self.part.count + 1,))
+        names, numbers = self.label_names, self.labels_or_none(range(len(self))) if labels else None
+        listing = Listing(len(self))
+        for index in range(len(self)):
+            label = names[numbers[index]] if names and numbers is not None and numbers[index] >= 0 else ""
+            listing.add(None, self._pixels(begins, index).data, label)
+            self._let_go(1)
+        return listing.contents(self.split, also=f"checksum {self.checksum[:16]}")
+
+    def _pixels(self, begins: np.ndarray, index: int) -> np.ndarray:
+        return self._file[self.part.pixels + begins[index] : self.part.pixels + begins[index + 1]]
 
     def _array(self, at: int, shape: tuple[int, ...]) -> np.ndarray:
         return self._file[at:][: 8 * int(np.prod(shape))].view(np.int64).reshape(shape)

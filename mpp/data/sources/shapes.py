@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from mpp.data.contents import Contents
 from mpp.data.randomness import Purpose, generator
 
 SPLITS = {"train": 100_000, "validation": 10_000, "test": 10_000}
@@ -57,6 +58,10 @@ class Shapes:
 
     def where(self, index: int) -> str:
         return f"shapes, {self.split}, scene {index}"
+
+    def contents(self, labels: bool = False) -> Contents:
+        """The scenes are always the same; their size is the model's."""
+        return Contents(self.split, "scene", len(self), [], [], f"label {self.label}" if labels else "")
 
 
 def scene_draws(split: str, indices: Sequence[int]) -> np.ndarray:

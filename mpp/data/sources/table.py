@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpp.data.bands import Bands
+from mpp.data.contents import Contents, Listing, name_within
 from mpp.data.decode import Opened, Unreadable, open_image, printable
 from mpp.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_ROWS = 1000  # of a table, looked at together
 
 
 class TableImages:
@@ -55,11 +58,6 @@ class TableImages:
         return labels if labels.filled else None
 
     @property
-    def fingerprint(self) -> str:
-        """Changes whenever the files of the set, or the columns taken from them, change."""
-        return f"{self._whole_table._fingerprint}-{self.image_column}-{self._named_label}"
-
-    @property
     def label_names(self) -> list[str] | None:
         return None if self._labels is None else self._labels.names
 
@@ -97,6 +95,22 @@ class TableImages:
         row = self.table[int(index)][self.image_column] or {}
         named = row.get("path") and row.get("bytes") is None
         return printable(row["path"] if named else f"{self.path}, {self.split} row {index}")
+
+    def contents(self, labels: bool = False) -> Contents:
+        """The images by name, size and content; files without a name by their content."""
+        named = self._labels.names if labels and self._labels else []
+        texts = [named[n] if n >= 0 else "" for n in self.labels_or_none(range(len(self)))] if named else []
+        listing = Listing(len(self))
+        for start in range(0, len(self), _ROWS):
+            rows = self.table.with_format("arrow")[start : start + _ROWS][self.image_column].combine_chunks()
+            encoded = rows.field("bytes")
+            for number, path in enumerate(rows.field("path").to_pylist()):
+                label = texts[start + number] if texts else ""
+                if encoded[number].is_valid:
+                    listing.add(path or None, memoryview(encoded[number].as_buffer()), label)
+                else:
+                    listing.add_file(name_within(path or "", self.path), path or "", label)
+        return listing.contents(self.split)
 
 
 @dataclass(frozen=True)
