@@ -33,9 +33,8 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         remembered = held_out_before(output) if config.resume_anyway else None
         images, held_out = open_splits(config, height_width(config.model.img_size), remembered)
-    data = keep(output, images, held_out, accelerator, resume=config.resume, insist=config.resume_anyway)
-    with accelerator.main_process_first():
         job = MaskedPatches(config, accelerator, images, held_out)
+    data = keep(output, images, held_out, accelerator, resume=config.resume, insist=config.resume_anyway)
     outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
     if accelerator.is_main_process:
         result = write_result(job, config, output, outcome) | {"data": data}
