@@ -41,10 +41,10 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
     arms = arms_of(config, output)
     check_ahead(config, arms, accelerator)
-    found = None
+    looked = None
     if accelerator.is_main_process:  # one process looks at the images
-        found = [with_identity(arm) for arm in arms], Identity.of(images, measured, labels=True)
-    arms, data = broadcast_object_list([found])[0]
+        looked = [with_identity(arm) for arm in arms], Identity.of(images, measured, labels=True)
+    arms, data = broadcast_object_list([looked])[0]
     probes = {(arm.name, seed): probe_piece(config, arm, seed, output, data) for arm in arms for seed in config.seeds}
     tunings = {
         (arm.name, labels, seed): finetune_piece(config, arm, labels, seed, output, data)

@@ -87,7 +87,9 @@ class PackedImages:
         sizes = self._array(self.part.sizes, (self.part.count, 2))
         found: list[Any] = []
         for index in map(int, indices):
-            array = np.array(self._pixels(begins, index)).view(self.part.dtype).reshape(*sizes[index], self.part.channels)
+            array = (
+                np.array(self._pixels(begins, index)).view(self.part.dtype).reshape(*sizes[index], self.part.channels)
+            )
             picture = (self.part.dtype, self.part.channels) == ("uint8", 3)
             found.append(Image.fromarray(array) if picture else stored(array))
         self._let_go(len(found))
