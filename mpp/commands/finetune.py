@@ -43,7 +43,7 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 
 def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Prepare, choose a learning rate, train, export, report, all into a folder of its own."""
-    refuse_unwritable(config.export_predictions, accelerator)
+    refuse_unwritable(config.export_predictions, config.overwrite, accelerator)
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
@@ -69,7 +69,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
         result = finish(output, config, result)
         if config.export_predictions and job.predictions:
-            export(job.predictions, job.eval_images, job.model.classes, config.export_predictions)
+            export(job.predictions, job.eval_images, job.model.classes, config.export_predictions, config.overwrite)
         title = f"{config.init} fine-tuned for {outcome.step:,} steps with {len(images):,} labels"
         print(closing_summary(result, config.data.path, output, title))
     return result
@@ -84,7 +84,7 @@ def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Load, predict, report, all into a folder of its own."""
     started = time.perf_counter()
-    refuse_unwritable(config.export_predictions, accelerator)
+    refuse_unwritable(config.export_predictions, config.overwrite, accelerator)
     refuse_shape_options(config.init, config.model)
     model = load_classifier(config.init)
     fitted(model.vit, config.model.img_size)
@@ -109,7 +109,7 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         records.close()
         result = finish(output, config, result)
         if config.export_predictions:
-            export(predictions, images, model.classes, config.export_predictions)
+            export(predictions, images, model.classes, config.export_predictions, config.overwrite)
         print(closing_summary(result, config.data.path, output, f"{config.init} on {config.data.path}"))
     return result
 

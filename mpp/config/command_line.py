@@ -82,6 +82,10 @@ def _refuse_unknown(values: dict[str, Any], default: Options, path: str) -> None
         if name.replace("-", "_") not in known:
             near = _nearest(name, list(known))
             raise UserError(f"{option} is no option; {f'did you mean {near}?' if near else '--help lists them all'}")
+        if name.replace("-", "_") in marked(default, Mark.ONCE) and value is not False:  # as old config.toml files say
+            raise UserError(
+                f"{option} is for the command line alone: a file of options names nothing to write or to go on with"
+            )
         if isinstance(known[name.replace("-", "_")], bool) != isinstance(value, bool):
             raise UserError(f"{option} {value!r}: only switches, and all of them, are true or false")
         for part in value if isinstance(value, list) else [value]:

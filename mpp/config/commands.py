@@ -116,6 +116,7 @@ class FineTune(Training, FineTuning):
     eval_only: bool = False
     """Train nothing: measure the fine-tuned run (or its classifier/) that --init names on the evaluation split."""
     export_predictions: Once[str | None] = None  # A .parquet or .csv file for the prediction of every evaluation image.
+    overwrite: Once[bool] = False  # Replace the file that --export-predictions names, if there is one.
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.errors import UserError
-from mpp.files import shipped
+from mpp.files import is_special, shipped
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,6 +45,8 @@ def read_toml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         file = find_preset(str(path), above[-1].parent if above else Path())
         if file.resolve() in above:
             raise UserError(f"--config {above[0]}: its base leads back to {file}; a preset cannot build on itself")
+        if is_special(file):
+            raise UserError(f"--config {path} is a pipe, a socket or a device; give a file")
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         known = f"; presets by name: {', '.join(presets())}" if Path(path).name == str(path) else ""

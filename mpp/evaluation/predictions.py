@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from mpp.data.augment import normalise
 from mpp.data.images import Images
 from mpp.data.loader import Batch
 from mpp.errors import UserError
+from mpp.files import write_whole
 from mpp.run.folder import why_unwritable, writing
 
 
@@ -87,16 +90,21 @@ def rank_of(labels: Tensor, scores: Tensor) -> Tensor:
     return (~(scores <= own) | (before & (scores == own))).sum(-1)
 
 
-def refuse_unwritable(file: str | None, accelerator: Accelerator) -> None:
+def refuse_unwritable(file: str | None, overwrite: bool, accelerator: Accelerator) -> None:
     """Raise UserError on all processes if --export-predictions cannot be written. Call before any computation."""
     reason = None
     if file and accelerator.is_main_process:  # one process only: the check creates folders
-        reason = "it is a folder" if Path(file).is_dir() else why_unwritable(Path(file).parent)
+        if os.path.lexists(file) and not (Path(file).is_file() or Path(file).is_symlink()):
+            reason = "it is a folder, a pipe or a device"
+        elif os.path.lexists(file) and not overwrite:
+            reason = "it exists; --overwrite replaces it"
+        else:
+            reason = why_unwritable(Path(file).parent)
     if reason := broadcast_object_list([reason])[0]:
         raise UserError(f"--export-predictions {file} cannot be written ({reason})")
 
 
-def export(predictions: Predictions, images: Images, classes: list[str], file: str) -> None:
+def export(predictions: Predictions, images: Images, classes: list[str], file: str, overwrite: bool) -> None:
     """Write one row per image: origin, label, prediction and confidence. `file` ends in .parquet or .csv."""
     from datasets import Dataset
 
@@ -110,4 +118,6 @@ def export(predictions: Predictions, images: Images, classes: list[str], file: s
     table = Dataset.from_dict(columns)
     with writing(Path(file)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(file) if file.endswith(".parquet") else table.to_csv(file)
+        content = io.BytesIO()
+        table.to_parquet(content) if file.endswith(".parquet") else table.to_csv(content)
+        write_whole(Path(file), content.getvalue(), overwrite)

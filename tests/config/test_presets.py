@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from mpp.config import Compare, Pretrain
+from mpp.config import Compare, FineTune, Pretrain
+from mpp.config.bounds import Mark, marked, option_name
 from mpp.config.command_line import parse
 from mpp.config.presets import presets, purpose, read_toml
 from mpp.errors import UserError
@@ -54,3 +57,28 @@ def test_a_base_is_found_beside_its_preset_and_may_not_lead_back(tmp_path):
 def test_every_preset_says_what_it_is_for():
     assert set(presets()) == {path.stem for path in PRESETS.glob("*.toml")}
     assert all(20 < len(purpose(file)) < 250 for file in presets().values())
+
+
+@pytest.mark.parametrize("kind", [Pretrain, FineTune, Compare])
+def test_a_preset_names_nothing_to_write_or_to_go_on_with(tmp_path, kind):
+    preset = tmp_path / "mine.toml"
+    for key in marked(kind(), Mark.ONCE):
+        preset.write_text(f"{key} = true" if isinstance(getattr(kind(), key), bool) else f'{key} = "{tmp_path}/x.csv"')
+        with pytest.raises(UserError, match=rf"mine.toml: {option_name(key)} is for the command line alone"):
+            parse(kind, ["--config", str(preset)])
+    (tmp_path / "under.toml").write_text('output = "elsewhere"')
+    preset.write_text('base = "under.toml"')
+    with pytest.raises(UserError, match="--output is for the command line"):
+        parse(kind, ["--config", str(preset)])
+    preset.write_text("resume = false")  # as the config.toml of an older version has it
+    assert not parse(Pretrain, ["--config", str(preset)]).resume
+
+
+def test_a_pipe_is_no_preset(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(UserError, match=r"pipe\.toml is a pipe, a socket or a device"):
+        parse(Pretrain, ["--config", str(tmp_path / "pipe.toml")])
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "config.toml")
+    with pytest.raises(UserError, match="is a pipe"):
+        parse(Pretrain, ["--resume", "--output", str(tmp_path / "run")])

@@ -83,7 +83,12 @@ def test_class_accuracies_add_up_to_the_whole(tuned, tmp_path):
 
 def test_a_saved_model_measured_again_gives_the_run_s_own_numbers(tuned, tmp_path):
     file = tmp_path / "predictions.parquet"
-    again = run(finetune, tmp_path / "eval", "--init", str(tuned), "--eval-only", "--export-predictions", str(file))
+    export = ["--init", str(tuned), "--eval-only", "--export-predictions", str(file)]
+    file.write_text("of somebody else")
+    with pytest.raises(UserError, match=r"--export-predictions .* cannot be written \(it exists; --overwrite replaces"):
+        run(finetune, tmp_path / "eval", *export)
+    assert file.read_text() == "of somebody else"
+    again = run(finetune, tmp_path / "eval", *export, "--overwrite")
     result = json.loads((tuned / "result.json").read_text())
     for name in ("eval/top1", "eval/top5", "eval/loss", "per_class_top1"):
         assert again[name] == result[name]
