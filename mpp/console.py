@@ -67,11 +67,11 @@ def _work(config: Run | Compare | Pack) -> Any:
     work = getattr(import_module(module), function)  # heavy imports come after the checks
     if isinstance(config, Pack):
         return work(config)
-    from mpp.run.machine import let_go, start_accelerator
+    from mpp.run.machine import let_go, pinned_by_one, start_accelerator
 
     accelerator = start_accelerator(precision_of(config))
     try:
-        found = work(config, accelerator)
+        found = work(pinned_by_one(config, accelerator), accelerator)
         accelerator.end_training()
     finally:
         let_go(accelerator)

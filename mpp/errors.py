@@ -13,7 +13,25 @@ class UserError(Exception):
     """A message for the terminal, without a traceback; the command ends with exit code 2."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())  # one line, whatever was given as a value
+        return one_line(super().__str__())  # whatever was given as a value or read from a file
+
+
+def printable(text: str) -> str:
+    """Text from a file (a class, a column, a file's name) with its control characters escaped: line breaks, those that
+    steer a terminal, and those that turn the direction of writing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """A message of ours on one line, in which nothing steers the terminal."""
+    return printable(" ".join(text.splitlines()))
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Names from a file for a message: the first `most` of them, none longer than 80 characters."""
+    names = list(names)
+    shown = [printable(name if len(name) <= 80 else f"{name[:79]}…") for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def first_line(error: BaseException) -> str:
@@ -39,7 +57,7 @@ class Notice(UserWarning):
 
 def warn(text: str) -> None:
     """Warn the user in one line."""
-    warnings.warn(text, Notice, stacklevel=3)
+    warnings.warn(one_line(text), Notice, stacklevel=3)
 
 
 @contextmanager

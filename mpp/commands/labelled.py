@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from mpp.config.commands import FineTune, Supervised
 from mpp.data.images import Images
 from mpp.data.loader import share_of
+from mpp.errors import UserError
 from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
+from mpp.models.sizes import refuse_odd_classes
 from mpp.models.vit import ViT
 from mpp.run.folder import unreadable_line, write_folder
 from mpp.training.job import Outcome
@@ -28,6 +30,10 @@ def train_classifier(
 ) -> tuple[Outcome, Classify]:
     """Put a fresh head on an encoder and train both."""
     share = share_of(config.train, accelerator)
+    try:
+        refuse_odd_classes(images.label_names)
+    except ValueError as error:
+        raise UserError(f"--data.path {config.data.path}: {error}") from error
     model = Classifier(vit, images.label_names or [], config.model.pool, head)
     refuse_odd_pairs(config.augment, share)
     job = Classify(model, images, test, config, accelerator)

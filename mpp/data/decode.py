@@ -25,6 +25,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from mpp.data.bands import MOST_CHANNELS, Bands, other_channels
 from mpp.data.rasters import Raster, open_npy, open_png, open_tiff
+from mpp.errors import printable
 
 Opened = Image.Image | Raster
 
@@ -150,11 +151,6 @@ def _roots(source: str) -> tuple[str, ...]:
     # `datasets` resolves a folder that is a link
     real = (f(root) for root in roots for f in (os.path.abspath, os.path.realpath))
     return tuple(os.path.join(root, "") for root in real)
-
-
-def printable(text: str) -> str:
-    """Escape control characters in text from a set (such as a file name), so that it fits on one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size_as_seen(image: Opened, channels: int | None = None) -> tuple[int, int]:

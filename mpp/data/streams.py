@@ -8,8 +8,12 @@ which a checkpoint stores.
 
 from __future__ import annotations
 
+import os
+import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +22,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mpp.data.augment import View
 from mpp.data.bands import Bands
 from mpp.data.contents import Contents, files_contents
-from mpp.data.decode import Opened, Unreadable, open_image, printable
+from mpp.data.decode import Opened, Unreadable, open_image
 from mpp.data.loader import Batch, Draws, Samples, Share, as_it_is, leave_signals, read_batch
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import naming_the_source, source_of
 from mpp.data.sources.table import pick_column
-from mpp.errors import UserError
+from mpp.errors import UserError, printable
 
 if TYPE_CHECKING:
     from datasets import IterableDataset as Shards
@@ -62,6 +66,8 @@ class Stream:
         import datasets
 
         name, options = source_of(path, config)
+        if image_column is None:
+            refuse_dots_in_keys(path)
         with naming_the_source(path):
             builder = datasets.load_dataset_builder(name, **options)
             shards = builder.as_streaming_dataset(split=split)
@@ -92,6 +98,27 @@ class Stream:
             for rows in shard.iter(batch_size=16):
                 urls, keys = rows["__url__"], rows["__key__"]
                 yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
+
+
+def refuse_dots_in_keys(path: str) -> None:
+    """Raise UserError if the files of local shards have dots in their keys (IMG_2024.05.01.png). WebDataset takes what
+    follows the first dot of a name for the column, so each of these files would be a column of its own."""
+    shards = sorted(Path(path).expanduser().rglob("*.tar"))
+    for shard in shards[:: max(1, len(shards) // 8)]:  # a look at some of many
+        try:
+            with tarfile.open(shard) as tar:
+                names = [Path(member.name).name for member in islice(tar, 64) if member.isfile()]
+        except tarfile.TarError:
+            continue  # whoever reads it says so
+        columns = Counter(name.partition(".")[2] for name in names)
+        odd = [name for name in names if "." in (column := name.partition(".")[2]) and columns[column] == 1]
+        if len(odd) > max(2, len(names) // 4):
+            key, extension = os.path.splitext(odd[0])
+            raise UserError(
+                f"--data.path {path}: the shard {shard.name} holds {odd[0]}, whose key has a dot: WebDataset ends keys "
+                f"at the first dot and would take {odd[0].partition('.')[2]} for a column; name it "
+                f"{key.replace('.', '_')}{extension}, and all others alike"
+            )
 
 
 def held_out(stream: Stream, count: int | None) -> Row:

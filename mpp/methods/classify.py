@@ -19,11 +19,12 @@ from mpp.data.loader import Batch, Share, eval_loader, no_draws
 from mpp.data.randomness import Purpose, generator
 from mpp.data.splits import at_most
 from mpp.data.training_set import IndexedSet, Reading
-from mpp.errors import UserError, first_line
+from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, predict
 from mpp.figures.confusion import paint_confusion
-from mpp.models.backbones import exported
+from mpp.models.backbones import load_exported
 from mpp.models.pretrained import Pretrained
+from mpp.models.sizes import refuse_odd_classes, refuse_unknown, shown
 from mpp.models.vit import ViT, pool_tokens
 from mpp.run.machine import workers_of
 from mpp.training.flops import flops_an_image
@@ -51,6 +52,7 @@ class Classifier(
         self, vit: ViT | dict[str, Any], classes: Sequence[str], pool: str = "mean", head: str = "linear"
     ) -> None:
         super().__init__()
+        refuse_unknown(pool=(pool, ("mean", "cls")), head=(head, ("linear", "mlp")))
         self.vit = vit if isinstance(vit, ViT) else ViT(**vit)
         self.classes, self.pool = list(classes), pool
         dim = self.vit.embed_dim
@@ -60,6 +62,12 @@ class Classifier(
             nn.init.zeros_(zero)
         self.head = nn.Sequential(hidden, nn.Tanh(), last) if head == "mlp" else nn.Sequential(last)
 
+    @classmethod
+    def refuse_odd(cls, arguments: dict[str, Any]) -> None:
+        if not isinstance(arguments.get("vit"), dict):
+            raise ValueError(f"vit must be the arguments of a ViT, not {shown(arguments.get('vit'))}")
+        refuse_odd_classes(arguments.get("classes"))
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> scores (B, classes)."""
         return self.head(pool_tokens(self.vit(images), self.pool))  # (B, 1 + N, D) -> (B, D) -> (B, classes)
@@ -67,11 +75,7 @@ class Classifier(
 
 def load_classifier(init: str) -> Classifier:
     """A fine-tuned model from its run's folder, its classifier/ or a hub id. Raises UserError if there is none."""
-    folder = exported(init, "classifier")
-    try:
-        return Classifier.from_pretrained(folder, strict=True)
-    except Exception as error:
-        raise UserError(f"--init {init}: no fine-tuned model could be loaded from it ({first_line(error)})") from error
+    return load_exported(Classifier, init, "classifier", strict=True)
 
 
 class Classify:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mpp.config.checks import refuse_cut_patches
 from mpp.config.derived import height_width
+from mpp.config.hub import missing, on_hub
 from mpp.config.options import Model, PooledModel
 from mpp.errors import UserError, first_line
 from mpp.files import sha256_of
+from mpp.models.foreign import WAY_OUT, whose
+from mpp.models.pretrained import Pretrained
 from mpp.models.vit import ViT
+
+Exported = TypeVar("Exported", bound=Pretrained)
 
 
 def build_vit(model: Model) -> ViT:
@@ -63,7 +68,7 @@ def refuse_shape_options(init: str, model: PooledModel) -> None:
 
 def digest_of(init: str) -> str | None:
     """SHA-256 of the weights that --init names, to detect a change. None for scratch and for weights on the hub."""
-    weights = Path(exported(init, "backbone"), "model.safetensors") if init != "scratch" else Path()
+    weights = Path(exported(init, "backbone")[0], "model.safetensors") if init != "scratch" else Path()
     return _digest(weights, weights.stat().st_mtime_ns) if weights.is_file() else None
 
 
@@ -77,23 +82,36 @@ def load_backbone(init: str, **options: Any) -> ViT:
 
     `options` (dropout, drop_path) override those of its training. Raises UserError if no backbone can be loaded.
     """
-    folder = exported(init, "backbone")
+    return load_exported(ViT, init, "backbone", **options)
+
+
+def load_exported(model: type[Exported], init: str, kind: str, **options: Any) -> Exported:
+    """The model that --init names: the folder `kind` of a run, or an export. Raises UserError if it does not load."""
+    place, revision = exported(init, kind)
     try:
-        return ViT.from_pretrained(folder, **options)
+        return model.from_pretrained(place, revision=revision, **options)
     except Exception as error:
-        raise UserError(f"--init {init}: no backbone could be loaded from it ({first_line(error)})") from error
+        what = {"classifier": "fine-tuned model"}.get(kind, kind)
+        raise UserError(f"--init {init}: no {what} could be loaded from it ({first_line(error)[:500]})") from error
 
 
-def exported(init: str, kind: str) -> str:
-    """The folder `kind` in the run `init`, or `init` itself if it is an export or a hub id. Else raises UserError."""
-    folder = Path(init)
+def exported(init: str, kind: str) -> tuple[str, str | None]:
+    """The folder `kind` in the run `init`, or `init` itself if it is an export; or a hub id and its revision. Raises
+    UserError if it is neither."""
+    folder = Path(init).expanduser()
+    if there := on_hub(init, "--init"):
+        return there.repo, there.revision
+    if not folder.exists():
+        raise missing("--init", init)
     if (folder / kind).is_dir():
-        return str(folder / kind)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+        return str(folder / kind), None
+    if folder.is_dir() and (folder / "config.json").is_file():
+        return str(folder), None
+    if owner := whose(folder):
+        raise UserError(f"--init {init} is {owner}; {WAY_OUT}")
+    if folder.is_dir():
         unfinished = (
             " (the run has not finished; continue it with --resume)" if (folder / "checkpoints").is_dir() else ""
         )
         raise UserError(f"--init {init} has neither {kind}/ nor config.json{unfinished}")
-    if not folder.is_dir() and (init.startswith((".", "/", "~")) or init.count("/") > 1):
-        raise UserError(f"--init {init} does not exist")
-    return init
+    raise UserError(f"--init {init} is a file; {WAY_OUT}: name the folder")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mpp.models.foreign import WAY_OUT, whose
+from mpp.models.sizes import refuse_beyond_use
+
+_LONGEST_CONFIG = 16 << 20  # bytes: twenty times those of ImageNet-21k's classes
+
+
+_MOST_BESIDE = 256 << 20  # bytes: 24 blocks with relative positions of 32 x 32 patches take 192 MiB
 
 from mpp.files import ordinary_modes
 
@@ -19,6 +29,16 @@ from mpp.files import ordinary_modes
 class Pretrained(PyTorchModelHubMixin):
     """`from_pretrained` of a folder or a hub id, as in huggingface_hub's mixin, with two differences: it never reads a
     pickle (pytorch_model.bin), and it allocates memory only for weights that exist."""
+
+    @classmethod
+    def from_pretrained(cls, place: Any, **options: Any) -> Any:
+        """See huggingface_hub's mixin. Raises ValueError for a config.json that is no JSON object."""
+        file = Path(place, CONFIG_NAME)
+        if file.is_file():
+            short = file.stat().st_size <= _LONGEST_CONFIG
+            if not (short and isinstance(json.loads(file.read_text(encoding="utf-8")), dict)):
+                raise ValueError(f"{CONFIG_NAME} is no JSON object of at most {_LONGEST_CONFIG >> 20} MiB")
+        return super().from_pretrained(place, **options)
 
     @classmethod
     def _from_pretrained(
@@ -38,9 +58,29 @@ class Pretrained(PyTorchModelHubMixin):
         except EntryNotFoundError:
             file = Path()
         if not file.is_file():
-            raise ValueError(f"there is no {SAFETENSORS_SINGLE_FILE}, and pickles (pytorch_model.bin) are not loaded")
+            owner = whose(Path(model_id)) if Path(model_id).is_dir() else None
+            raise ValueError(
+                f"there is no {SAFETENSORS_SINGLE_FILE}, and pickles (pytorch_model.bin) are not loaded"
+                + (f"; it is {owner}; {WAY_OUT}" if owner else "")
+            )
+        if owner := whose(file.parent):
+            raise ValueError(f"it is {owner}; {WAY_OUT}")
+        cls.refuse_odd(options)
         refuse_other_shapes(file, lambda: cls(**options))  # type: ignore[arg-type, return-value]
-        return cls._load_as_safetensor(cls(**options), str(file), map_location, strict)
+        model: Any = cls._load_as_safetensor(cls(**options), str(file), map_location, strict)
+        if broken := not_finite(model.state_dict()):
+            raise ValueError(f"{broken} in {file.name} holds values that are not finite (NaN or infinite)")
+        return model
+
+    @classmethod
+    def refuse_odd(cls, arguments: dict[str, Any]) -> None:
+        """Raise ValueError for arguments from config.json that no model of ours writes."""
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    mine = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+    return next((name for name, tensor in mine.items() if not tensor.isfinite().all()), None)
 
     def _save_pretrained(self, save_directory: Path) -> None:  # the mixin's hook for subclasses
         super()._save_pretrained(save_directory)
@@ -50,10 +90,12 @@ class Pretrained(PyTorchModelHubMixin):
 def refuse_other_shapes(file: Path, build: Callable[[], nn.Module]) -> None:
     """Raise ValueError, which names the first mismatch, unless a safetensors file has the tensors of `build()`.
 
-    Reads only the file's header and builds the model without memory, so absurd sizes cost nothing.
+    Reads only the file's header and builds the model without memory, so absurd sizes cost nothing. What a model keeps
+    beside its weights (the index of relative positions, which grows with the square of their table) has a limit.
     """
     with torch.device("meta"):
-        asked = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+        model = build()
+    asked = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     with safe_open(file, "pt") as tensors:
         there = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     for name in [*asked, *there]:
@@ -61,3 +103,11 @@ def refuse_other_shapes(file: Path, build: Callable[[], nn.Module]) -> None:
             says = f"is {there[name]} in {file.name}" if name in there else f"is not in {file.name}"
             wants = f"config.json asks for {asked[name]}" if name in asked else "config.json asks for no such tensor"
             raise ValueError(f"{name} {says}, but {wants}")
+    for part in model.modules():
+        refuse_beyond_use(getattr(part, "img_size", (1, 1)), getattr(part, "patch_size", 1))
+    beside = sum(tensor.nbytes for name, tensor in model.named_buffers() if name not in asked)
+    if beside > _MOST_BESIDE:
+        raise ValueError(
+            f"config.json asks for {beside / 2**20:,.0f} MiB beside the weights (relative positions); "
+            f"{_MOST_BESIDE >> 20} MiB at most are allowed"
+        )

@@ -20,6 +20,7 @@ from torchvision.ops import StochasticDepth
 from mpp.config.derived import height_width
 from mpp.models.positions import RelativePositions, interpolate, sincos
 from mpp.models.pretrained import Pretrained
+from mpp.models.sizes import refuse_no_counts, refuse_no_numbers, refuse_no_size, refuse_unknown
 
 PosEmbed = Literal["1d", "2d", "relative", "none"]
 
@@ -28,6 +29,9 @@ PosInit = Literal["normal", "sincos"]
 
 
 _MAX_DEPTH = 1000  # blocks: limits the building time for a configuration from elsewhere
+
+
+_MOST_PATCHES, _MOST_PIXELS = 1 << 16, 1 << 24  # of an image: 256 x 256 patches, 4096 x 4096 pixels
 
 
 _MANY_ON_A_CPU = 1 << 24  # attention logits (64 MiB): storing more no longer pays
@@ -87,10 +91,13 @@ class ViT(
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f"there is no ViT variant {variant!r}; choose one of: {', '.join(VARIANTS)}")
-        if pos_embed not in get_args(PosEmbed):
-            raise ValueError(f"there is no pos_embed {pos_embed!r}; choose one of: {', '.join(get_args(PosEmbed))}")
+        refuse_unknown(variant=(variant, tuple(VARIANTS)), pos_embed=(pos_embed, get_args(PosEmbed)))
+        refuse_unknown(pos_init=(pos_init, get_args(PosInit)))
+        refuse_no_counts(patch_size=patch_size, in_chans=in_chans)
+        refuse_no_counts(embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+        refuse_no_numbers(1, dropout=dropout, drop_path=drop_path)
+        refuse_no_numbers(1000, mlp_ratio=mlp_ratio)
+        refuse_no_size(img_size)
         self.embed_dim = VARIANTS[variant]["embed_dim"] if embed_dim is None else embed_dim
         self.depth = VARIANTS[variant]["depth"] if depth is None else depth
         self.num_heads = VARIANTS[variant]["num_heads"] if num_heads is None else num_heads
@@ -100,8 +107,6 @@ class ViT(
             raise ValueError(
                 f"embed_dim {self.embed_dim} must divide into {self.num_heads} heads (2d: and into 2 halves)"
             )
-        if pos_init not in get_args(PosInit):
-            raise ValueError(f"there is no pos_init {pos_init!r}; choose one of: {', '.join(get_args(PosInit))}")
         if pos_init == "sincos" and pos_embed in ("1d", "2d") and self.embed_dim % 4:
             raise ValueError(f"pos_init sincos needs an embed_dim that is a multiple of 4, not {self.embed_dim}")
         self.pos_init = pos_init
@@ -277,7 +282,7 @@ class ViT(
         return vit if img_size is None else vit.resize(img_size)
 
     def _grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        if self.patch_size < 1 or any(side < 1 or side % self.patch_size for side in img_size):
+        if any(side < 1 or side % self.patch_size for side in img_size):
             raise ValueError(f"img_size {img_size} is not a multiple of patch_size {self.patch_size}")
         return img_size[0] // self.patch_size, img_size[1] // self.patch_size
 

@@ -16,6 +16,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    broadcast_object_list,
     convert_outputs_to_fp32,
     gather_object,
     parse_flag_from_env,
@@ -23,6 +24,7 @@ from accelerate.utils import (
 from torch import distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from mpp.config.hub import Config, pinned
 from mpp.config.options import Data
 from mpp.errors import UserError
 
@@ -80,6 +82,21 @@ def start_accelerator(precision: str) -> Accelerator:
     how = ("bf16" if bf16 else "fp32") + (", sharded by FSDP2" if accelerator.is_fsdp2 else "")
     accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {how}{hint}")
     return accelerator
+
+
+def pinned_by_one(config: Config, accelerator: Accelerator) -> Config:
+    """`pinned`, asked for by one process, so that all have the same revisions."""
+    found: list[Config | UserError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [pinned(config)]
+        except UserError as error:
+            found = [error]
+    answer = broadcast_object_list(found)[0]
+    if isinstance(answer, UserError):
+        raise answer
+    assert answer is not None
+    return answer
 
 
 def let_go(accelerator: Accelerator) -> None:

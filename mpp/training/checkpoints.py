@@ -29,6 +29,7 @@ from mpp.data.identity import recorded_digests
 from mpp.data.streams import Positions
 from mpp.errors import UserError, warn
 from mpp.files import clear_drafts, draft_of, flush, is_draft, ordinary_modes, sha256_of
+from mpp.models.pretrained import not_finite
 from mpp.run.machine import gather_dicts
 from mpp.training import sharding
 from mpp.training.learner import Learner
@@ -90,6 +91,11 @@ class Checkpoints:
             sharding.read(path, learner.bare, learner.optimizer)
         else:
             load(path, learner.bare, learner.optimizer.optimizer, learner.average)
+        if broken := not_finite(learner.bare.state_dict()):
+            raise UserError(
+                f"{path} holds weights that are not finite ({broken}); remove it to go on from the one before it, or "
+                f"give another --output to begin anew"
+            )
         self.accelerator.print(f"resuming {path} at step {state['step']}")
         positions = {int(lane): tuple(at) for lane, at in state["positions"].items()}
         span = Span(**state["span"]) if "span" in state else None

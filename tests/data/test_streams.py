@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ import torch
 from mpp.data.augment import View
 from mpp.data.loader import Share, no_draws
 from mpp.data.sources.path import is_stream
-from mpp.data.streams import Stream, StreamReader, held_out, lane_count, stream_loader
+from mpp.data.streams import Stream, StreamReader, held_out, lane_count, refuse_dots_in_keys, stream_loader
 from mpp.errors import UserError
 from mpp.pretrain import main
 from mpp.run.folder import read_metrics
-from tests.helpers import SMALL, launch, losses, pretrain, two_processes, without_speeds, write_shards
+from tests.helpers import SMALL, launch, losses, one_line, pretrain, two_processes, without_speeds, write_shards
 
 VIEW = View((16, 16))
 
@@ -133,3 +134,24 @@ def test_a_stream_on_two_processes_that_is_cut_twice_goes_on_as_if_it_was_not(tm
         done = launch(*options, *output, launcher=two_processes())
         assert done.returncode == 0, done.stderr
     assert losses(read_metrics(tmp_path / "cut")) == pytest.approx(losses(straight), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["IMG_2024.05.{:04d}.png", "img.{}.png", "v1.{}.0.cls.png", "{}.{}.jpg"])
+def test_dots_in_the_keys_of_a_shard_are_refused_with_one_name(tmp_path, name):
+    with tarfile.open(write_shards(tmp_path, 2, 24) / "train-0001.tar", "w") as tar:
+        for number in range(24):
+            tar.addfile(tarfile.TarInfo(name.format(number, number)))
+    with pytest.raises(UserError) as told:
+        Stream.open(str(tmp_path), "train")
+    first = name.format(0, 0)
+    key, _, extension = first.rpartition(".")
+    assert f"the shard train-0001.tar holds {first}, whose key has a dot" in one_line(told)
+    assert f"name it {key.replace('.', '_')}.{extension}, and" in str(told.value)
+    assert len(str(told.value)) < 400
+
+
+def test_columns_of_several_words_are_no_dots_in_keys(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in (f"{number:04d}.{column}" for number in range(9) for column in ("left.png", "right.png", "cls")):
+            tar.addfile(tarfile.TarInfo(name))
+    refuse_dots_in_keys(str(tmp_path))

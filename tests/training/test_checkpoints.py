@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mpp.errors import UserError
+from mpp.files import sha256_of
 from mpp.training import checkpoints
+from tests.helpers import pretrain
 
 
 def model_and_optimizer(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -104,3 +109,17 @@ def test_a_failed_save_leaves_the_last_checkpoint_and_no_draft(tmp_path, monkeyp
 def test_there_is_no_checkpoint_in_an_empty_or_missing_folder(tmp_path):
     assert checkpoints.latest(tmp_path) is None
     assert checkpoints.latest(tmp_path / "nowhere") is None
+
+
+def test_weights_that_are_not_finite_are_not_gone_on_with(tmp_path):
+    pretrain(tmp_path, "--train.steps", "2")
+    path = next((tmp_path / "checkpoints").iterdir())
+    weights = load_file(path / "model.safetensors")
+    weights["vit.norm.bias"][0] = torch.nan
+    save_file(weights, path / "model.safetensors")
+    state = json.loads((path / "state.json").read_text())
+    state["files"]["model.safetensors"] = sha256_of(path / "model.safetensors")
+    del state["sha256"]
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"step_00000002 holds weights that are not finite \(vit.norm.bias\)"):
+        pretrain(tmp_path, "--resume")

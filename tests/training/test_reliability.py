@@ -23,12 +23,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file, save_file
 
-from mpp import ViT
+from mpp import Classifier, ViT
 from mpp.data.loader import Share, TrainOrder
 from mpp.errors import UserError
 from mpp.methods.classify import load_classifier
 from mpp.methods.masked_patches import MaskedPatches
+from mpp.models.backbones import load_backbone
 from mpp.run.folder import read_metrics
 from mpp.training import checkpoints
 from recipes.finetune import main as finetune
@@ -37,6 +39,7 @@ from tests.helpers import (
     SMALL,
     command,
     losses,
+    one_line,
     pretrain,
     reset_accelerate,
     two_processes,
@@ -451,7 +454,16 @@ def test_a_pickle_from_the_hub_is_never_asked_for(monkeypatch):
         ({"embed_dim": 2**20, "mlp_ratio": 64}, r"cls_token is \(1, 1, 32\)"),
         ({"embed_dim": 2**40}, "overflow"),
         ({"img_size": [2**22, 2**22]}, r"pos_embed is \(1, 17, 32\)"),
-        ({"depth": "many"}, ""),
+        ({"depth": "many"}, "depth must be a whole number above 0, not 'many'"),
+        ({"variant": ["B"]}, r"there is no variant \['B'\]; choose one of: nano"),
+        ({"pos_embed": "x" * 10**6}, r"there is no pos_embed 'x{58}… \(str\); choose"),
+        ({"num_heads": 0}, "num_heads must be a whole number above 0, not 0"),
+        ({"num_heads": -2}, "num_heads must be a whole number above 0, not -2"),
+        ({"patch_size": 4.0}, "patch_size must be a whole number above 0, not 4.0"),
+        ({"in_chans": True}, "in_chans must be a whole number above 0, not True"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be a number from 0 to 1000, not nan"),
+        ({"img_size": [16, 16, 16]}, r"img_size must be a side or \(height, width\)"),
+        ({"img_size": -16}, "img_size must be a whole number above 0, not -16"),
     ],
 )
 def test_weights_of_other_shapes_than_their_configuration_are_refused_without_taking_memory(others, changed, says):
@@ -460,6 +472,42 @@ def test_weights_of_other_shapes_than_their_configuration_are_refused_without_ta
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert re.search(says, refused(others))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_an_image_size_that_no_weights_bound_has_a_limit(tmp_path):
+    vit = ViT(img_size=64, patch_size=4, embed_dim=4, num_heads=1, depth=1, pos_embed="none")
+    vit.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for size, fine in {1024: True, 1028: False, 2**20: False}.items():
+        (tmp_path / "config.json").write_text(json.dumps(config | {"img_size": size}))
+        if fine:
+            assert load_backbone(str(tmp_path)).img_size == (size, size)
+        else:
+            assert "65,536 patches and 16,777,216 pixels an image at most are read" in refused(tmp_path)
+
+
+def test_an_index_of_relative_positions_far_above_the_weights_is_refused_without_taking_memory(tmp_path):
+    """Its size grows with the square of their table, which is 65 kB here."""
+    sizes = {"embed_dim": 1, "num_heads": 1, "depth": 1, "patch_size": 1, "pos_embed": "relative"}
+    vit = ViT(img_size=48, **sizes)
+    vit.save_pretrained(tmp_path / "fine")
+    assert load_backbone(str(tmp_path / "fine")).num_patches == 48**2
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in ViT(img_size=130, **sizes).state_dict().items()}
+    (tmp_path / "huge").mkdir()
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "huge" / "model.safetensors")
+    (tmp_path / "huge" / "config.json").write_text(json.dumps(vit.hub_config() | {"img_size": 130}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "config.json asks for 2,179 MiB beside the weights (relative positions); 256" in refused(tmp_path / "huge")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(others, value):
+    weights = load_file(others / "model.safetensors")
+    weights["blocks.1.norm2.bias"][3] = value
+    save_file(weights, others / "model.safetensors")
+    assert "blocks.1.norm2.bias in model.safetensors holds values that are not finite" in refused(others)
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "empty"])
@@ -478,6 +526,34 @@ def test_a_classifier_of_absurd_size_is_refused(tmp_path):
     file.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"no fine-tuned model .*cls_token is \(1, 1, 32\)"):
         load_classifier(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"classes": ["cat", "dog", "cat"]}, "names of classes must differ; these stand there more than once: cat"),
+        ({"classes": []}, r"classes must be a list of names, not \[\]"),
+        ({"classes": "cats"}, "classes must be a list of names, not 'cats'"),
+        ({"classes": ["cat", 7, "owl"]}, "class 1 must be a name of at most 1,000 characters, not 7"),
+        ({"classes": ["cat", " ", "owl"]}, "class 1 must be a name"),
+        ({"classes": ["cat", "x" * 10**6, "owl"]}, "class 1 must be a name .* not 'x{58}…"),
+        ({"classes": [f"class {k}" for k in range(30_000)]}, r"head\.0\.weight is \(3, 32\) in model.safetensors"),
+        ({"pool": "max"}, "there is no pool 'max'; choose one of: mean, cls"),
+        ({"head": None}, "there is no head None; choose one of: linear, mlp"),
+        ({"vit": "B"}, "vit must be the arguments of a ViT, not 'B'"),
+        ({"vit": {"depth": 10**9}}, "depth 1000000000 must be from 1 to 1000"),
+        ([1, 2], "config.json is no JSON object"),
+    ],
+)
+def test_an_odd_classifier_is_refused_in_one_line(tmp_path, changed, says):
+    vit = ViT("nano", img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2)
+    Classifier(vit, ["cat", "dog", "owl"]).save_pretrained(tmp_path)
+    assert load_classifier(str(tmp_path)).classes == ["cat", "dog", "owl"]
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed if isinstance(changed, dict) else changed))
+    with pytest.raises(UserError, match=says) as told:
+        load_classifier(str(tmp_path))
+    assert len(one_line(told)) < 600
 
 
 @pytest.mark.parametrize(

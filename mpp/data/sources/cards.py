@@ -45,13 +45,13 @@ WAY_OUT = "a set reads no files but its own: mend the card, or give that place a
 
 
 @cache
-def refuse_outside(source: str, config: str | None) -> None:
+def refuse_outside(source: str, config: str | None, revision: str | None = None) -> None:
     """Raise UserError if the card of a folder or of a hub id is made of files that are not in it: behind links, or of
     another repository."""
     from datasets import load_dataset_builder
 
     here = os.path.isdir(source)
-    builder = load_dataset_builder(source, config)
+    builder = load_dataset_builder(source, config, revision=revision)
     own = re.compile(rf"{re.escape(str(builder.base_path).partition('@')[0])}[@/]")  # hf://datasets/owner/name
     for file in (file for files in (builder.config.data_files or {}).values() for file in files):
         if not (is_within(os.path.realpath(file), source) if here else own.match(file)):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from mpp.data.decode import FORMATS, printable
-from mpp.errors import UserError, warn
+from mpp.data.decode import FORMATS
+from mpp.errors import UserError, printable, warn
 
 Parts = tuple[str, ...]  # of a folder's path, below the set's folder
 

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from mpp.data.bands import MOST_CHANNELS
-from mpp.data.decode import printable
 from mpp.data.rasters import TYPES
-from mpp.errors import UserError, first_line
+from mpp.errors import UserError, first_line, printable
 
 MAGIC = b"MPPACK1\n"
 TAIL = struct.Struct("<Q8s")  # the header's offset, and the magic again

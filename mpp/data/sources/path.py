@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpp.data.decode import printable
+from mpp.config.hub import missing, on_hub
 from mpp.data.sources.cards import configurations, refuse_outside
 from mpp.data.sources.folders import look_through
 from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
 from mpp.data.sources.saved import is_saved, load_saved, saved_splits
 from mpp.data.sources.shapes import SPLITS
-from mpp.errors import UserError, first_line
+from mpp.errors import UserError, first_line, printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,12 +85,12 @@ def source_of(path: str, config: str | None = None) -> tuple[str, dict[str, Any]
             f"--data.path {path} is a file that is neither parquet nor packed; give a folder of images, a .parquet "
             f"file, or a file from tools/pack.py"
         )
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"--data.path {path} does not exist")
-    options = {"name": config} if config else {}
+    if (there := on_hub(path, "--data.path")) is None:
+        raise missing("--data.path", path)
+    options = {name: value for name, value in {"name": config, "revision": there.revision}.items() if value}
     with naming_the_source(path):
-        refuse_outside(path, config)
-    return path, options
+        refuse_outside(there.repo, config, there.revision)
+    return there.repo, options
 
 
 def _chosen(path: str, named: MetadataConfigs, config: str | None) -> str:

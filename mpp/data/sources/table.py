@@ -11,8 +11,8 @@ import numpy as np
 
 from mpp.data.bands import Bands
 from mpp.data.contents import Contents, Listing, name_within
-from mpp.data.decode import Opened, Unreadable, open_image, printable
-from mpp.errors import UserError
+from mpp.data.decode import Opened, Unreadable, open_image
+from mpp.errors import UserError, listed, printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -175,7 +175,7 @@ def pick_column(table: Dataset, named: str | None, kind: str) -> str:
     """The column `named`, or the one with the type of `kind` ("image" or "label"); "" if no column holds labels."""
     import datasets
 
-    columns = ", ".join(table.column_names)
+    columns = listed(table.column_names)
     if named is not None:
         if named not in table.column_names:
             raise UserError(f"--data.{kind}-column {named} does not exist; the columns are: {columns}")
@@ -187,6 +187,6 @@ def pick_column(table: Dataset, named: str | None, kind: str) -> str:
         binary = ("binary", "large_binary")
         fitting = [n for n in plain if (table.features[n].dtype in binary if kind == "image" else n == "label")]
     if len(fitting) > 1 or (kind == "image" and not fitting):
-        found = f"several columns could hold the {kind}: {', '.join(fitting)}" if fitting else f"no {kind} column"
+        found = f"several columns could hold the {kind}: {listed(fitting)}" if fitting else f"no {kind} column"
         raise UserError(f"{found} among {columns}; name it with --data.{kind}-column")
     return fitting[0] if fitting else ""
