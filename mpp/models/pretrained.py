@@ -31,14 +31,14 @@ class Pretrained(PyTorchModelHubMixin):
     pickle (pytorch_model.bin), and it allocates memory only for weights that exist."""
 
     @classmethod
-    def from_pretrained(cls, place: Any, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
         """See huggingface_hub's mixin. Raises ValueError for a config.json that is no JSON object."""
-        file = Path(place, CONFIG_NAME)
+        file = Path(pretrained_model_name_or_path, CONFIG_NAME)
         if file.is_file():
             short = file.stat().st_size <= _LONGEST_CONFIG
             if not (short and isinstance(json.loads(file.read_text(encoding="utf-8")), dict)):
                 raise ValueError(f"{CONFIG_NAME} is no JSON object of at most {_LONGEST_CONFIG >> 20} MiB")
-        return super().from_pretrained(place, **options)
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
     def _from_pretrained(

@@ -34,11 +34,9 @@ def refuse_no_numbers(most: float, **numbers: Any) -> None:
 
 def refuse_no_size(img_size: Any) -> None:
     """Raise ValueError for what is neither a side nor (height, width)."""
-    sides = list(img_size) if isinstance(img_size, list | tuple) else [img_size]
-    if len(sides) not in (1, 2):
-        raise ValueError(f"img_size must be a side or (height, width), not {shown(img_size)}")
-    for side in sides:
-        refuse_no_counts(img_size=side if side is not None else "null")
+    sides = img_size if isinstance(img_size, list | tuple) else [img_size]
+    if len(sides) not in (1, 2) or any(type(side) is not int for side in sides):
+        raise ValueError(f"img_size must be a side or (height, width) in whole pixels, not {shown(img_size)}")
 
 
 def refuse_beyond_use(img_size: tuple[int, int], patch_size: int) -> None:

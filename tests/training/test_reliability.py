@@ -463,7 +463,8 @@ def test_a_pickle_from_the_hub_is_never_asked_for(monkeypatch):
         ({"in_chans": True}, "in_chans must be a whole number above 0, not True"),
         ({"mlp_ratio": float("nan")}, "mlp_ratio must be a number from 0 to 1000, not nan"),
         ({"img_size": [16, 16, 16]}, r"img_size must be a side or \(height, width\)"),
-        ({"img_size": -16}, "img_size must be a whole number above 0, not -16"),
+        ({"img_size": -16}, r"img_size \(-16, -16\) is not a multiple of patch_size 4"),
+        ({"img_size": [16.0, None]}, r"img_size must be a side or \(height, width\) in whole pixels"),
     ],
 )
 def test_weights_of_other_shapes_than_their_configuration_are_refused_without_taking_memory(others, changed, says):
