@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mpp.files import ordinary_modes
 from mpp.models.foreign import WAY_OUT, whose
 from mpp.models.sizes import refuse_beyond_use
 
@@ -22,8 +23,6 @@ _LONGEST_CONFIG = 16 << 20  # bytes: twenty times those of ImageNet-21k's classe
 
 
 _MOST_BESIDE = 256 << 20  # bytes: 24 blocks with relative positions of 32 x 32 patches take 192 MiB
-
-from mpp.files import ordinary_modes
 
 
 class Pretrained(PyTorchModelHubMixin):
@@ -76,15 +75,15 @@ class Pretrained(PyTorchModelHubMixin):
     def refuse_odd(cls, arguments: dict[str, Any]) -> None:
         """Raise ValueError for arguments from config.json that no model of ours writes."""
 
+    def _save_pretrained(self, save_directory: Path) -> None:  # the mixin's hook for subclasses
+        super()._save_pretrained(save_directory)
+        ordinary_modes(save_directory)
+
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity."""
     mine = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
     return next((name for name, tensor in mine.items() if not tensor.isfinite().all()), None)
-
-    def _save_pretrained(self, save_directory: Path) -> None:  # the mixin's hook for subclasses
-        super()._save_pretrained(save_directory)
-        ordinary_modes(save_directory)
 
 
 def refuse_other_shapes(file: Path, build: Callable[[], nn.Module]) -> None:
