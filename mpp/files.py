@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 _DRAFT = re.compile(r".+\.[0-9a-f]{16}\.tmp|step_\d{8}\.tmp|shards\.tmp")  # the last two: of older versions
 
@@ -28,6 +31,33 @@ def write_whole(path: Path, content: bytes, overwrite: bool = True) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell of a table that spreadsheets open: a text that they would take for a formula has a ' before it; a number
+    stays one, and one that is not finite is left out."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    if not isinstance(value, str) or not re.match(r"[\t\r\n]|\s*[=+@-]", value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no NaN and no infinity: null takes the place of such a number."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draft_of(path: Path) -> Path:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from mpp.config.commands import FineTune, Supervised
 from mpp.data.images import Images
 from mpp.data.loader import share_of
-from mpp.errors import UserError
+from mpp.errors import UserError, printable
 from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
 from mpp.models.sizes import refuse_odd_classes
 from mpp.models.vit import ViT
@@ -68,7 +68,7 @@ def closing_summary(result: dict[str, Any], path: str, output: Path, title: str,
         f"\n{title}: accuracy on {result['eval_images']:,} held-out images of {result['classes']} classes:",
         f"  top 1    {result['eval/top1']:6.1%}   (chance {1 / result['classes']:.1%})",
         f"  top 5    {result['eval/top5']:6.1%}",
-        f"best: {best} {high:.1%}, worst: {worst} {low:.1%}",
+        f"best: {printable(best)} {high:.1%}, worst: {printable(worst)} {low:.1%}",
     ]
     if unread := result["unreadable_images"]:
         lines.append(unreadable_line(unread, None, path))

@@ -31,6 +31,7 @@ from mpp.evaluation.probes import (
     knn,
     logistic_regression,
     one_vs_rest,
+    refuse_useless,
     ridge,
     ridge_top1,
     top_k,
@@ -72,6 +73,7 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
         return {}
 
     chosen = choose_layer(x, y, classes, config.seed) if len(layers) > 1 else 0
+    refuse_useless(x[chosen], config.init)
     scaler = Scaler.of(x[chosen])
     fit, held = scaler(x[chosen]), scaler(test_x[chosen])
     result: dict[str, Any] = {"command": "linear_probe", "init": config.init, "layer": layers[chosen]}

@@ -7,6 +7,8 @@ import csv
 import dataclasses
 import html
 import io
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain
 from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval, points, verdict
 from mpp.config.commands import Compare
-from mpp.files import write_whole
+from mpp.errors import printable
+from mpp.files import csv_cell, write_whole
 
 PAPER = (
     "For comparison, the ViT paper (arXiv 2010.11929, section 4.6; ViT-B/16, ImageNet top-1 after fine-tuning): masked "
@@ -70,7 +73,7 @@ def write_report(output: Path, found: Comparison) -> str:
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow([field.name for field in dataclasses.fields(Finding)])
-    writer.writerows(dataclasses.astuple(finding) for finding in findings)
+    writer.writerows(map(csv_cell, dataclasses.astuple(finding)) for finding in findings)
     write_whole(output / "results.csv", table.getvalue().encode())
 
     seeds = ", ".join(map(str, config.seeds))
@@ -105,7 +108,7 @@ def write_report(output: Path, found: Comparison) -> str:
     for arm, (folder, _) in found.details.items():
         if picture := max((folder / "samples").glob("confusion*.png"), default=None):
             blocks.append(("figure", (picture, f"Confusion matrix of {arm}")))
-    write_whole(output / "report.md", as_markdown(blocks, output).encode())
+    write_whole(output / "report.md", as_markdown(blocks, output, escaped).encode())
     write_whole(output / "report.html", as_html(blocks).encode())
     shown: list[Block] = [("table", tuned), ("table", frozen), *(("p", sentence) for sentence in verdicts)]
     return f"\n{as_markdown(shown, output)}\nReport: {output / 'report.html'}"
@@ -194,21 +197,26 @@ def fairness(found: Comparison) -> str:
     )
 
 
-def as_markdown(blocks: list[Block], folder: Path) -> str:
-    """Blocks as Markdown; picture paths are relative to `folder`."""
+def as_markdown(blocks: list[Block], folder: Path, to: Callable[[str], str] = printable) -> str:
+    """Blocks as Markdown for a terminal, or `to` a file: `escaped`. Picture paths are relative to `folder`."""
     lines = []
     for kind, content in blocks:
         if kind == "table":
-            header, rows = content
+            header, rows = [*map(to, content[0])], [[*map(to, row)] for row in content[1]]
             lines += [" | ".join(["", *header, ""]).strip(), "|" + "---|" * len(header)]
             lines += [" | ".join(["", *row, ""]).strip() for row in rows]
         elif kind == "figure":
             path, caption = content
-            lines.append(f"![{caption}]({path.relative_to(folder).as_posix()})")
+            lines.append(f"![{to(caption)}]({path.relative_to(folder).as_posix()})")
         else:
-            lines.append({"h1": "# ", "h2": "## "}.get(kind, "") + content)
+            lines.append({"h1": "# ", "h2": "## "}.get(kind, "") + to(content))
         lines.append("")
     return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """A text as it reads in Markdown: no HTML, link, picture, code or cell begins in the name of a class or a file."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def as_html(blocks: list[Block]) -> str:
@@ -217,18 +225,20 @@ def as_html(blocks: list[Block]) -> str:
     for kind, content in blocks:
         if kind == "table":
             header, rows = content
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-            body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+            head = "".join(f"<th>{html.escape(printable(cell))}</th>" for cell in header)
+            body = "".join(
+                "<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in row) + "</tr>" for row in rows
+            )
             parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
         elif kind == "figure":
             path, caption = content
             data = base64.b64encode(path.read_bytes()).decode()
-            text = html.escape(caption)
+            text = html.escape(printable(caption))
             parts.append(
                 f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
             )
         else:
-            parts.append(f"<{kind}>{html.escape(content)}</{kind}>")
+            parts.append(f"<{kind}>{html.escape(printable(content))}</{kind}>")
     return _PAGE.replace("BODY", "\n".join(parts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,16 +40,20 @@ def cell_values(findings: Iterable[Finding], arm: str, protocol: str, labels: in
 def difference(
     findings: Iterable[Finding], arm: str, other: str, protocol: str, labels: int
 ) -> tuple[float, float | None]:
-    """Gain of `arm` over `other`, paired by seed: its mean and half its interval, as `interval` returns them."""
+    """Gain of `arm` over `other`, paired by seed: its mean and half its interval, as `interval` returns them; None, too,
+    if two seeds differ alike."""
     mine, theirs = cell_values(findings, arm, protocol, labels), cell_values(findings, other, protocol, labels)
-    return interval([a - b for a, b in zip(mine, theirs, strict=True)])
+    gains = [a - b for a, b in zip(mine, theirs, strict=True)]
+    mean, half = interval(gains)
+    alike = len(gains) == 2 and math.isclose(*gains)  # by chance, perhaps: accuracies are steps of one image
+    return mean, None if alike else half
 
 
 def verdict(findings: list[Finding], labels: int, classes: int) -> str:
     """Compare MPP with scratch and supervised pretraining after fine-tuning on `labels` labels, in one sentence."""
     gain, half = difference(findings, "MPP", "scratch", FINE_TUNED, labels)
     if half is None:
-        says = f"With {labels:,} labels, MPP minus scratch is {points(gain)} points (one seed: no interval)"
+        says = f"With {labels:,} labels, MPP minus scratch is {points(gain)} points ({why_none(findings, labels)})"
     elif abs(gain) <= half:
         says = f"With {labels:,} labels, MPP does not differ significantly from scratch ({points(gain, half)} points)"
     else:
@@ -56,12 +61,20 @@ def verdict(findings: list[Finding], labels: int, classes: int) -> str:
         says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
     if cell_values(findings, "supervised", FINE_TUNED, labels):
         behind, half = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
-        if half is not None and abs(behind) <= half:
+        if half is None:
+            says += f"; MPP minus supervised pretraining is {points(behind)} points ({why_none(findings, labels)})"
+        elif abs(behind) <= half:
             says += f"; it does not differ significantly from supervised pretraining ({points(behind, half)})"
         else:
             stands = "ahead of" if behind > 0 else "behind"
             says += f"; it is {points(abs(behind), half)} {stands} supervised pretraining"
     return says + f"; chance is {100 / classes:.1f} %."
+
+
+def why_none(findings: list[Finding], labels: int) -> str:
+    """Why a difference has no interval."""
+    seeds = len(cell_values(findings, "MPP", FINE_TUNED, labels))
+    return "one seed: no interval" if seeds == 1 else "the same with both seeds: no interval"
 
 
 def points(value: float, half: float | None = None) -> str:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mpp.data.augment import normalise
 from mpp.data.loader import Batch
 from mpp.data.splits import hold_out
+from mpp.errors import UserError
 from mpp.models.vit import ViT, pool_tokens
 
 FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, on the summed loss: big_vision's evaluators/fewshot_lsr.py
@@ -55,7 +56,7 @@ def pooled(vit: ViT, images: Tensor, pool: str, layers: Sequence[int], accelerat
 
 @dataclass(frozen=True)
 class Scaler:
-    """Standardises features: the training features get mean 0 and standard deviation 1."""
+    """Standardises features: the training features get mean 0 and standard deviation 1, constant ones mean 0 alone."""
 
     mean: Tensor
     std: Tensor
@@ -63,10 +64,27 @@ class Scaler:
     @classmethod
     def of(cls, features: Tensor) -> Scaler:
         """Take mean and standard deviation from training features (M, D)."""
-        return cls(features.mean(0), features.std(0, correction=0).clamp_min(1e-6))
+        mean, std = features.double().mean(0), features.double().std(0, correction=0)
+        # in single precision, rounding makes a constant vary by some 1e-7 of its size
+        return cls(mean.float(), torch.where(std > 1e-6 * mean.abs().clamp_min(1), std, 1.0).float())
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.std
+
+
+def refuse_useless(features: Tensor, init: str) -> None:
+    """Raise UserError if no regression can learn from features (M, D): not finite, or the same for every image."""
+    if not features.isfinite().all():
+        raise UserError(
+            f"--init {init}: its features are not finite; its weights are damaged, or bf16 is too coarse: "
+            f"--precision fp32"
+        )
+    if not (features - features[:1]).abs().max() > 1e-6 * features.abs().max():
+        what = "all zero" if not features.any() else "the same for every image"
+        raise UserError(
+            f"--init {init}: its features are {what}, so nothing can be learnt from them; its weights are damaged, "
+            f"or all images are alike"
+        )
 
 
 def logistic_regression(features: Tensor, labels: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
@@ -160,5 +178,5 @@ def top_k(scores: Tensor, labels: Tensor, k: int = 1) -> float:
 def effective_rank(features: Tensor) -> float:
     """RankMe (arXiv 2210.02885): exp of the entropy of the features' normalised singular values, in 1..min(M, D)."""
     values = torch.linalg.svdvals(features.double())
-    shares = values / values.sum() + 1e-7
+    shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
     return float((-(shares * shares.log()).sum()).exp())

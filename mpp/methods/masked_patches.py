@@ -18,6 +18,7 @@ from mpp.data.images import Images, Subset
 from mpp.data.loader import Batch, eval_loader
 from mpp.data.streams import Stream
 from mpp.data.training_set import Reading, training_set
+from mpp.errors import UserError
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.corrupt import Corruption, CorruptionDraws, corrupt, num_corrupted
 from mpp.methods.targets import make_target, nearest_visible_colours, paint_corrupted, paint_patches
@@ -25,6 +26,8 @@ from mpp.models.backbones import build_vit
 from mpp.models.vit import ViT
 from mpp.run.machine import workers_of
 from mpp.training.flops import flops_an_image
+
+_MOST_OUTPUTS = 1 << 20  # of the head for a patch: --data.bits 6 of three channels makes 2^18 bins
 
 
 class MaskedPatchModel(nn.Module):
@@ -53,6 +56,18 @@ class MaskedPatchModel(nn.Module):
         return flops_an_image(self, Corruption(places, places))
 
 
+def refuse_too_many_bins(outputs: int, vit: ViT, config: Pretrain) -> None:
+    """Raise UserError, which names the memory, if the head would predict more values for a patch than make sense."""
+    if outputs > _MOST_OUTPUTS:
+        patches = config.train.batch_size * num_corrupted(vit.num_patches, config.corrupt.ratio)
+        head, scores = (4 * outputs * width / 2**30 for width in (vit.embed_dim, patches))
+        raise UserError(
+            f"--data.bits {config.data.bits} with --data.target {config.data.target} asks for {outputs:,} colour bins "
+            f"of a patch: {head:,.1f} GiB for the head and {scores:,.1f} GiB for the scores of a batch; give fewer "
+            f"--data.bits ({_MOST_OUTPUTS:,} bins are the most)"
+        )
+
+
 class MaskedPatches:
     """Masked patch prediction on one set of images, measured on held-out ones beside two guesses without a model."""
 
@@ -64,6 +79,7 @@ class MaskedPatches:
         vit = build_vit(config.model)
         vit.activation_checkpointing = config.train.activation_checkpointing
         self.target = make_target(config.data.target, vit.patch_size, config.data.bits)
+        refuse_too_many_bins(self.target.num_outputs, vit, config)
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
         self.unreadable: dict[str, str] = {}
         self.probe = QuickProbe(config, accelerator, self.unreadable) if config.eval.probe else None

@@ -26,7 +26,7 @@ from mpp.config.command_line import differences, flattened, write_toml
 from mpp.config.commands import LinearProbe, Run
 from mpp.config.options import Seeded
 from mpp.errors import UserError
-from mpp.files import clear_drafts, draft_of, is_special, write_whole
+from mpp.files import as_json, clear_drafts, draft_of, is_special, write_whole
 from mpp.run.command import spelled
 from mpp.run.lock import locked_folder
 from mpp.run.machine import PREPARING, wait_at_most
@@ -68,7 +68,7 @@ class Records:
             return
         with writing(self.folder):
             with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step} | values) + "\n")
+                file.write(as_json({"step": step} | values) + "\n")
             self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
 
     def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
@@ -88,7 +88,7 @@ class Records:
         with writing(self.folder):
             *lines, last = (read_metrics(self.folder) if self.metrics_file.exists() else []) or [{}]
             merged = [*lines, last | values] if last.get("step") == step else [*lines, last, {"step": step} | values]
-            write_whole(self.metrics_file, "".join(json.dumps(line) + "\n" for line in filter(None, merged)).encode())
+            write_whole(self.metrics_file, "".join(as_json(line) + "\n" for line in filter(None, merged)).encode())
             self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ def finish(folder: Path, config: Seeded, result: dict[str, Any]) -> dict[str, An
     packages = {name: version(name) for name in _PACKAGES}
     result = result | {"seed": config.seed, "packages": packages}
     with writing(folder):
-        write_whole(folder / "result.json", json.dumps(result, indent=1).encode())
+        write_whole(folder / "result.json", as_json(result, indent=1).encode())
     return result
 
 

@@ -134,9 +134,9 @@ def use_all_cores() -> None:
     """Threads for what the CPU computes: training, or beside a GPU the probes of frozen features.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where nothing else is said, which halves the speed on two
-    cores; a larger number is somebody's wish and stays.
+    cores; a larger number is somebody's wish and stays. OpenMP takes a list, too ("2,1"), of which the first counts.
     """
-    if int(os.environ.get("OMP_NUM_THREADS", 1)) == 1:
+    if os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0].strip() in ("", "1"):
         torch.set_num_threads(cores_a_process())
 
 

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from mpp.data.identity import recorded_digests
 from mpp.data.streams import Positions
 from mpp.errors import UserError, warn
-from mpp.files import clear_drafts, draft_of, flush, is_draft, ordinary_modes, sha256_of
+from mpp.files import as_json, clear_drafts, draft_of, flush, is_draft, ordinary_modes, sha256_of
 from mpp.models.pretrained import not_finite
 from mpp.run.machine import gather_dicts
 from mpp.training import sharding
@@ -159,7 +159,7 @@ def save(
         else:
             files = {path.rename(draft / path.name).name: digest for path, digest in sorted(shards.items())}
         state = {"step": step, "files": files} | state
-        (draft / STATE).write_text(json.dumps(state | {"sha256": sha256_of_state(state)}, indent=1))
+        (draft / STATE).write_text(as_json(state | {"sha256": sha256_of_state(state)}, indent=1))
         ordinary_modes(draft)
         for path in draft.iterdir():
             flush(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from mpp.config.options import Train
 from mpp.data.batches import Samples
 from mpp.errors import UserError
-from mpp.files import write_whole
+from mpp.files import as_json, write_whole
 from mpp.run.folder import writing
 from mpp.training.learner import Learner
 
@@ -120,7 +119,7 @@ class Finiteness:
         if self.accelerator.is_main_process:
             found = {"step": step.number, "grad_norm": str(step.norm.item()), "batches": batches}
             with writing(self.output):
-                write_whole(file, json.dumps(found, indent=1).encode())
+                write_whole(file, as_json(found, indent=1).encode())
         return (
             f"the loss is {mean} and the gradient {step.norm.item()} at step {step.number} (its images are named in "
             f"{file})"

@@ -308,6 +308,26 @@ def test_the_other_targets_train(tmp_path, target):
     assert 0 < lines[-1]["eval/baseline_neighbours"] < 1
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        # 2^24 bins x 4 bytes x 32 (embedding), or x 8 images x 8 patches
+        (
+            ["--data.bits", "8"],
+            "asks for 16,777,216 colour bins of a patch: 2.0 GiB for the head and 4.0 GiB for the sc",
+        ),
+        (
+            ["--data.bits", "6", "--data.target", "4x4"],
+            "--data.bits 6 with --data.target 4x4 asks for 4,194,304 colour",
+        ),
+    ],
+)
+def test_more_colour_bins_than_make_sense_are_refused_with_their_memory(tmp_path, options, says):
+    with pytest.raises(UserError, match=re.escape(says)) as told:
+        pretrain(tmp_path / "run", *options)
+    assert str(told.value).endswith("give fewer --data.bits (1,048,576 bins are the most)")
+
+
 def test_all_parts_of_the_model_can_be_chosen(tmp_path):
     options = ["--model.img-size", "16", "24", "--model.pos-embed", "2d", "--corrupt.shape", "blocks"]
     lines = pretrain(tmp_path / "run", *options, "--augment.crop", "resized", "--optim.name", "adam")

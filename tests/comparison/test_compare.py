@@ -13,6 +13,7 @@ from scipy import stats
 from mpp.comparison.compare import adopted
 from mpp.comparison.pieces import supervised_piece
 from mpp.comparison.plots import paint_curves
+from mpp.comparison.report import as_html, as_markdown, escaped
 from mpp.comparison.statistics import Finding, difference, interval, verdict
 from mpp.config.commands import Compare
 from mpp.errors import UserError
@@ -83,6 +84,34 @@ def test_the_verdict_says_what_the_intervals_allow(mpp, says):
         for seed, value in enumerate(values)
     ]
     assert says in verdict(findings, 1000, 10)
+
+
+def test_two_equal_differences_and_one_alone_are_no_interval():
+    """Two seeds that differ alike say nothing of how much seeds differ: accuracies are steps of one image."""
+    arms = {"scratch": [0.50, 0.52], "MPP": [0.55, 0.57], "supervised": [0.45, 0.47]}
+    findings = [
+        Finding(arm, "fine-tuned", 40, seed, v) for arm, values in arms.items() for seed, v in enumerate(values)
+    ]
+    assert difference(findings, "MPP", "scratch", "fine-tuned", 40) == (pytest.approx(0.05), None)
+    assert verdict(findings, 40, 10) == (
+        "With 40 labels, MPP minus scratch is 5.0 points (the same with both seeds: no interval); MPP minus supervised "
+        "pretraining is 10.0 points (the same with both seeds: no interval); chance is 10.0 %."
+    )
+    alone = [finding for finding in findings if finding.seed == 0]
+    assert "MPP minus supervised pretraining is 10.0 points (one seed: no interval)" in verdict(alone, 40, 10)
+
+
+def test_names_from_files_are_text_in_the_report():
+    name = "<img src=x onerror=alert(1)>|[a](javascript:b)`c`\x1b[2J\u202e\n# d"
+    blocks = [("table", (["", name], [[name, "1.0"]])), ("p", name)]
+    written, shown = as_markdown(blocks, Path(), escaped), as_markdown(blocks, Path())
+    page = as_html(blocks)
+    for text in (written, shown, page):
+        assert not {"\x1b", "\u202e"} & set(text)
+        assert "\\u202e" in text
+    assert "<img" not in written + page
+    assert written.splitlines()[2].startswith("| &lt;img src=x onerror=alert(1)&gt;\\|\\[a\\](javascript:b)\\`c\\`")
+    assert len(written.splitlines()) == len(shown.splitlines()) == 5
 
 
 def test_every_arm_label_count_and_seed_is_in_the_table(compared):

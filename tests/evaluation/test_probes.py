@@ -15,7 +15,16 @@ from mpp.config.options import LabelledData
 from mpp.data.sources.shapes import SPLITS
 from mpp.data.splits import draw_labels, hold_out, open_labelled
 from mpp.errors import UserError
-from mpp.evaluation.probes import effective_rank, knn, logistic_regression, one_vs_rest, ridge, top_k
+from mpp.evaluation.probes import (
+    Scaler,
+    effective_rank,
+    knn,
+    logistic_regression,
+    one_vs_rest,
+    refuse_useless,
+    ridge,
+    top_k,
+)
 from recipes.linear_probe import main
 from tests.helpers import one_and_two_processes, pretrain, reset_accelerate
 
@@ -65,6 +74,36 @@ def test_the_effective_rank_counts_directions_of_equal_weight():
     basis = torch.linalg.qr(torch.randn(200, 30)).Q
     assert effective_rank(basis[:, :7] @ torch.linalg.qr(torch.randn(30, 30)).Q[:7]) == pytest.approx(7, rel=1e-3)
     assert effective_rank(torch.ones(50, 10)) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_constant_feature_is_not_scaled_up():
+    """In single precision its mean is off by rounding, which a tiny deviation would blow up."""
+    x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 1], x[:, 2] = 0.1, 1e4 + 1e-3 * x[:, 0]
+    scaler = Scaler.of(x)
+    assert scaler.mean[1].item() == pytest.approx(0.1, abs=1e-8)
+    assert scaler.std[1:].tolist() == [1, 1]
+    assert scaler(x)[:, 1].abs().max() < 1e-6
+    assert scaler(torch.tensor([[0.0, 0.1001, 1e4]]))[0, 1].abs() < 1e-3
+    assert (scaler(x)[:, 0].mean().abs() < 1e-6, scaler(x)[:, 0].std(correction=0)) == (True, pytest.approx(1))
+
+
+@pytest.mark.parametrize(
+    ("features", "says"),
+    [
+        (torch.zeros(9, 4), "are all zero, so nothing can be learnt"),
+        (torch.full((9, 4), 0.3), "are the same for every image, so nothing can be learnt"),
+        (torch.tensor([[1.0, 2.0], [1.0, torch.nan]]), "are not finite"),
+    ],
+)
+def test_features_that_say_nothing_are_refused(features, says):
+    with pytest.raises(UserError, match=f"--init runs/x: its features {says}"):
+        refuse_useless(features, "runs/x")
+    refuse_useless(torch.eye(3), "runs/x")
+
+
+def test_the_effective_rank_of_nothing_is_a_number():
+    assert effective_rank(torch.zeros(9, 4)) == pytest.approx(1, abs=1e-4)
 
 
 def test_labels_are_drawn_evenly_over_the_classes_and_by_the_seed():
