@@ -40,8 +40,8 @@ def cell_values(findings: Iterable[Finding], arm: str, protocol: str, labels: in
 def difference(
     findings: Iterable[Finding], arm: str, other: str, protocol: str, labels: int
 ) -> tuple[float, float | None]:
-    """Gain of `arm` over `other`, paired by seed: its mean and half its interval, as `interval` returns them; None, too,
-    if two seeds differ alike."""
+    """Gain of `arm` over `other`, paired by seed: its mean and half its interval, as `interval` returns them, but
+    None if two seeds differ alike."""
     mine, theirs = cell_values(findings, arm, protocol, labels), cell_values(findings, other, protocol, labels)
     gains = [a - b for a, b in zip(mine, theirs, strict=True)]
     mean, half = interval(gains)
