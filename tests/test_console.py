@@ -81,5 +81,5 @@ def test_a_warning_is_one_line_without_our_source(tmp_path):
     (tmp_path / "images" / "b" / "x.heic").write_bytes(b"1")
     done = call("pretrain", *SMALL, "--data.path", "images", "--train.steps", "1", "--output", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if "left out" in line and line.startswith("warning: 1 files")]
+    assert [line for line in done.stderr.splitlines() if "left out" in line and line.startswith("warning: 1 file is")]
     assert "folders.py" not in done.stderr

@@ -32,6 +32,9 @@ class Source:
     config: str | None = None  # The configuration to read, of a set that has several.
     image_column: str | None = None  # The column with the image. Needed only if several columns could be meant.
     label_column: str | None = None  # The column with the label, likewise. For `shapes`: shape, colour, count or place.
+    class_level: Count | None = None
+    """Which folders of a folder of images are its classes: those 1 (default), 2, ... levels below the split. Single
+    folders that hold all images are not counted."""
     on_error: Harmless[Literal["stop", "skip"]] = "stop"
     """If an image cannot be read: stop and name it, or skip it, count it and report the count at the end."""
 

@@ -14,7 +14,7 @@ from mpp.data.bands import Bands
 from mpp.data.contents import Contents
 from mpp.data.decode import Opened, Unreadable, printable
 from mpp.data.sources.packed import PackedImages, is_packed
-from mpp.data.sources.path import load_table, split_names
+from mpp.data.sources.path import load_table, refuse_class_level, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError
@@ -53,6 +53,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
+    class_level: int | None = None,
 ) -> Images:
     """Open one split of a set of images.
 
@@ -64,6 +65,7 @@ def load_images(
         image_column, label_column: needed only if several columns fit. For `shapes` the label column is one of
             shape (default), colour, count, place.
         config: needed only if the set has several configurations.
+        class_level: which folders of a folder of images are the classes, from 1 below the splits (default).
 
     Raises UserError with the way out if there is no such set, split or column.
     """
@@ -72,6 +74,8 @@ def load_images(
             f"{path} has no split {split!r}; it has: {', '.join(map(printable, splits))} (--data.split, "
             f"--data.eval-split)"
         )
+    if path == "shapes" or is_packed(path):
+        refuse_class_level(path, class_level)
     if path == "shapes":
         if label_column not in (None, *LABELS):
             raise UserError(f"shapes has no label column {label_column!r}; it has: {', '.join(LABELS)}")
@@ -80,7 +84,7 @@ def load_images(
         if image_column or label_column:
             raise UserError(f"{path} is packed and has no other columns: name columns when packing (tools/pack.py)")
         return PackedImages(path, split)
-    tables = {name: partial(load_table, path, name, config) for name in splits}
+    tables = {name: partial(load_table, path, name, config, class_level) for name in splits}
     return TableImages(tables, path, split, image_column, label_column)
 
 
@@ -93,6 +97,7 @@ def open_images(data: Source, split: str, size: tuple[int, int] = (32, 32)) -> I
         image_column=data.image_column,
         label_column=data.label_column,
         config=data.config,
+        class_level=data.class_level,
     )
 
 

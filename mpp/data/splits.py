@@ -10,8 +10,7 @@ from mpp.config.options import Data, LabelledData
 from mpp.data.images import Images, Subset, open_images
 from mpp.data.pack_cache import packed_if_small
 from mpp.data.randomness import Purpose, generator
-from mpp.data.sources.folders import why_no_labels
-from mpp.data.sources.path import is_stream, split_names
+from mpp.data.sources.path import is_stream, plain_folder, split_names
 from mpp.data.streams import NO_LABELS, Stream, held_out
 from mpp.errors import UserError
 
@@ -39,7 +38,7 @@ def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int 
     if is_stream(data.path, data.config):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     train = open_images(data, data.split, size)
-    names = _label_names(train, data)
+    names = _label_names(train, data.split, data)
     if data.cache:
         train = packed_if_small(train, size, seen)
     if data.fraction < 1:
@@ -77,10 +76,10 @@ def open_measured(data: Data, size: tuple[int, int], alone: bool = False) -> Ima
             f"--data.path {data.path} has no split test or validation to be measured on"
             + (f"; name one of {', '.join(others)} with --data.eval-split" if others else "; put images into one")
         )
-    images = open_images(data, candidates[0], size)
+    split, images = candidates[0], open_images(data, candidates[0], size)
     if not images.label_names and len(candidates) > 1:  # as the test splits of many published sets
-        images = open_images(data, candidates[1], size)
-    _label_names(images, data)
+        split, images = candidates[1], open_images(data, candidates[1], size)
+    _label_names(images, split, data)
     return images
 
 
@@ -121,11 +120,12 @@ def _turns(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return turns, sizes
 
 
-def _label_names(images: Images, data: Data) -> list[str]:
+def _label_names(images: Images, split: str, data: Data) -> list[str]:
     names = images.label_names
     if not names:
+        why = folder.why_no_labels(split, data.class_level) if (folder := plain_folder(data.path)) else ""
         raise UserError(
-            f"--data.path {data.path} has no labels{why_no_labels(data.path)}; --data.label-column names their column"
+            f"--data.path {data.path} has no labels{why} (split {split}); --data.label-column names their column"
         )
     if len(names) < 2:
         raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")

@@ -331,7 +331,7 @@ def test_files_with_odd_names_load_and_are_named_on_one_line(tmp_path):
 def test_files_that_are_left_out_for_their_names_are_named(tmp_path, name, says):
     put(tmp_path / "ok.png", 9)
     (tmp_path / name).write_bytes(encode(slopes(8, 8)))
-    with pytest.warns(UserWarning, match=re.escape(f"1 files are left out, the first: {tmp_path}/{says}")):
+    with pytest.warns(UserWarning, match=re.escape(f"1 file is left out: {tmp_path}/{says}")):
         assert len(load_images(str(tmp_path))) == 1
 
 
@@ -346,7 +346,7 @@ def test_a_name_that_is_taken_for_an_archives_is_named(tmp_path):
 def test_a_folder_that_may_not_be_read_is_named_and_passed_over(tmp_path):
     put(tmp_path / "ok.png", 9)
     (tmp_path / "lost+found").mkdir(mode=0)
-    with pytest.warns(UserWarning, match=r"1 files are left out, the first: .*/lost\+found \(a folder that this user"):
+    with pytest.warns(UserWarning, match=r"1 folder is left out: .*/lost\+found \(a folder that this user"):
         assert len(load_images(str(tmp_path))) == 1
 
 

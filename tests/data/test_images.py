@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import warnings
 
 import datasets
@@ -20,7 +21,7 @@ from mpp.data.packing import pack
 from mpp.data.sources.path import is_stream, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.splits import open_labelled
-from mpp.errors import UserError
+from mpp.errors import Notice, UserError
 from tests.helpers import declared_png, encode, flat, noise, one_line, put, slopes, turned_file
 
 
@@ -134,6 +135,30 @@ def test_a_class_called_like_a_split_is_a_class(tmp_path):
         (["Training/a/0", "Training/b/0", "Testing/a/0"], {"train": 2, "test": 1}),
         (["set [1]/train/a/0", "set [1]/test/a/0"], {"train": 1, "test": 1}),
         ([".hidden/0", "__MACOSX/0", "a/0"], {"train": 1}),
+        (["seg_train/seg_train/a/0", "seg_test/seg_test/a/0", "seg_pred/seg_pred/0"], {"train": 1, "test": 1}),
+        (["train/0", "train_labels/0", "val/0", "val_labels/0"], {"train": 1, "validation": 1}),
+        (["train_images/0", "train_masks/0", "test_images/0", "test_masks/0"], {"train": 1, "test": 1}),
+        (["leftImg8bit/train/0", "leftImg8bit/val/0", "gtFine/train/0", "gtFine/val/0"], {"train": 1, "validation": 1}),
+        (["images/0", "images/1", "masks/0", "masks/1"], {"train": 2}),
+        (["with_mask/0", "without_mask/0", "mask/0"], {"train": 3}),  # classes
+        (["face/0", "face_mask/0", "other/0"], {"train": 3}),
+        (["Train/a/0", "TEST/a/0", "Valid/a/0"], {"train": 1, "validation": 1, "test": 1}),
+        (["trainImages/0", "holdoutImages/0"], {"train": 1, "test": 1}),
+        (["images_train/0", "images_hold-out/0"], {"train": 1, "test": 1}),
+        (["trainset/0", "devset/0"], {"train": 1, "validation": 1}),
+        (["train2017/0", "val2017/0", "docs/0"], {"train": 3}),  # a third of the folders has no such word
+        (["train/a/0", "test/a/0", "docs/0"], {"train": 1, "test": 1}),  # but here the splits share a class
+        (["trainA/0", "trainB/0", "testA/0", "testB/0"], {"train": 2, "test": 2}),
+        (["train/0", "train_extra/0", "val/0"], {"train": 1, "validation": 1}),
+        (["training_data/train/0", "training_data/val/0"], {"train": 1, "validation": 1}),
+        (["cat/train/0", "cat/test/0", "dog/train/0", "dog/test/0"], {"train": 2, "test": 2}),
+        (["cat/0", "dog/0", "val/cat/0", "val/dog/0"], {"train": 2, "validation": 2}),
+        (["cat/0", "dog/0", "test/0"], {"train": 3}),  # a class called test
+        (["bus/0", "bus/1", "car/train/0", "car/test/0"], {"train": 4}),  # most images are in no such folder
+        (["valid/0", "invalid/0"], {"train": 2}),
+        (["bus/bus_0", "car/car_0", "car/car_1", "train/train_0", "car/car_test_drive"], {"train": 5}),
+        (["a", "b", "c", "test_1"], {"train": 4}),
+        (["cat/train_0", "dog/train_0", "cat/test_0", "dog/test_0"], {"train": 2, "test": 2}),
     ],
 )
 def test_folders_say_what_the_splits_are(tmp_path, files, splits):
@@ -142,6 +167,58 @@ def test_folders_say_what_the_splits_are(tmp_path, files, splits):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is left out, see below
         assert {split: len(load_images(str(tmp_path), split)) for split in split_names(str(tmp_path))} == splits
+
+
+def test_masks_and_folders_beside_the_splits_are_counted_by_name(tmp_path):
+    for file in ("seg_train/a/0", "seg_test/a/0", "seg_pred/0", "seg_pred/1", "seg_train_labels/0", "cover"):
+        put(tmp_path / f"{file}.png", 1)
+    with pytest.warns(UserWarning, match="4 files are left out") as said:
+        assert split_names(str(tmp_path)) == ["train", "test"]
+    (line,) = (str(warning.message) for warning in said)
+    assert "labels, masks or predictions of the images beside them: 1 in seg_train_labels" in line
+    assert "outside the folders of the splits train, test: 2 in seg_pred, 1 beside them" in line
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "labels"),
+    [
+        (["train/cat/2021/0", "train/cat/2022/0", "train/dog/2021/0", "test/dog/2021/0"], None, ["cat", "cat", "dog"]),
+        (["train/cat/2021/0", "train/cat/2022/0", "train/dog/2021/0"], 2, ["2021", "2022", "2021"]),
+        (["cat/images/0", "dog/images/0"], None, ["cat", "dog"]),
+        (["cat/0", "cat/more/deeper/0", "dog/0"], None, ["cat", "cat", "dog"]),
+        (["photos/raw/cat/0", "photos/raw/dog/0"], None, ["cat", "dog"]),
+        (["train/train/cat/0", "train/train/dog/0", "test/cat/0", "test/dog/0"], None, ["cat", "dog"]),
+        (["train/cat/0", "train/dog/0", "test/fly/0"], None, ["cat", "dog"]),
+        (["train/cat/0", "train/dog/0", "val/images/0"], None, ["cat", "dog"]),
+        (["cat/train/0", "cat/test/0", "dog/train/0", "dog/test/0"], None, ["cat", "dog"]),
+        (["cat/train_0", "dog/train_0", "cat/test_0"], None, ["cat", "dog"]),
+        (["cafe\u0301/0", "caf\u00e9/1", "bar/0"], None, ["bar", "caf\u00e9", "caf\u00e9"]),  # two forms of one name
+    ],
+)
+def test_the_class_is_the_first_folder_below_the_split_or_the_level_asked_for(tmp_path, files, level, labels):
+    for file in files:
+        put(tmp_path / f"{file}.png", 1)
+    images = load_images(str(tmp_path), class_level=level)
+    assert [images.label_names[k] for k in images.labels(range(len(images)))] == labels
+
+
+@pytest.mark.parametrize("level", [2, 9])
+def test_a_class_level_without_folders_is_refused(tmp_path, level):
+    for name in ("cat", "dog"):
+        put(tmp_path / name / "images" / "0.png", 1)
+    with pytest.raises(
+        UserError, match=rf"--data.class-level {level}: at this level below the splits, .* does not have"
+    ):
+        load_images(str(tmp_path), class_level=level)
+
+
+def test_a_class_level_of_a_table_is_refused(tmp_path):
+    write_parquet(tmp_path / "a.parquet", image=encoded(1), label=[0])
+    for path in ("shapes", str(tmp_path / "a.parquet")):
+        with pytest.raises(
+            UserError, match=r"--data.class-level 1: the classes of .* are not its folders; leave it out"
+        ):
+            load_images(path, class_level=1)
 
 
 def test_a_folder_called_like_a_split_that_is_taken_for_none_is_named(tmp_path):
@@ -254,8 +331,40 @@ def test_a_link_to_a_folder_is_named(tmp_path):
     put(tmp_path / "set" / "cat" / "0.png", 1)
     put(tmp_path / "dog" / "0.png", 1)
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "dog")
-    with pytest.warns(UserWarning, match=r"1 files are left out, the first: .*/set/dog \(a link to a folder"):
+    with pytest.warns(UserWarning, match=r"1 folder is left out: .*/set/dog \(a link to a folder"):
         assert len(load_images(str(tmp_path / "set"))) == 1
+
+
+def test_files_that_are_left_out_are_counted_by_reason_in_one_line(tmp_path):
+    for name in ("a/0.png", "a/.1.png", ".thumbnails/2.png", "__MACOSX/3.png"):
+        put(tmp_path / name, 1)
+    for name in ("a/photo", "a/scan.img", "a/scan2.img"):
+        (tmp_path / name).write_bytes(encode(flat(1)))
+    for name in ("a/LICENSE", "a/notes.txt", "a/.DS_Store", "pictures.zip"):
+        (tmp_path / name).write_bytes(b"BMP1 a text")
+    with pytest.warns(UserWarning, match="7 files are left out") as said:
+        assert len(load_images(str(tmp_path))) == 1
+    (line,) = (str(warning.message) for warning in said)
+    for count, name, why in [(3, ".thumbnails/2.png", "hidden: "), (1, "a/photo", "an image, but no extension")]:
+        assert re.search(rf"(, the first: |; {count} as ){tmp_path}/{name} \({why}", line), line
+    assert f"2 as {tmp_path}/a/scan.img (an image, but .img is not a supported file type" in line
+    assert f"{tmp_path}/pictures.zip (an archive; unpack it)" in line
+
+
+def test_pages_and_frames_that_are_not_read_and_empty_files_are_counted(tmp_path):
+    pages = [slopes(8, 8).rotate(90 * turn) for turn in range(3)]
+    for name in ("0.tif", "1.gif", "2.webp", "3.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    put(tmp_path / "4.tif", 1)
+    (tmp_path / "5.jpg").touch()
+    with pytest.warns(Notice) as said:
+        assert len(load_images(str(tmp_path))) == 6
+    lines = [str(warning.message) for warning in said]
+    assert lines == [
+        f"1 image file is empty (0 bytes; --data.on-error skip passes over them): {tmp_path}/5.jpg",
+        "4 files hold more than one page or frame; only the first of each is read, the first file: "
+        f"{tmp_path}/0.tif (3)",
+    ]
 
 
 def test_what_lies_beside_the_splits_is_named(tmp_path):
@@ -281,6 +390,11 @@ def test_avif_is_found_in_folders(tmp_path):
     put(tmp_path / "0.png", 10)
     flat(20).save(tmp_path / "1.avif", quality=100)
     assert len(load_images(str(tmp_path))) == 2
+
+
+def test_npy_is_found_in_folders(tmp_path):
+    np.save(tmp_path / "0.npy", np.full((8, 8, 3), 70, np.uint8))
+    assert greys(load_images(str(tmp_path))) == [70]
 
 
 def test_parquet_written_by_datasets_keeps_its_classes(tmp_path):

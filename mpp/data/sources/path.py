@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpp.config.hub import missing, on_hub
 from mpp.data.sources.cards import configurations, refuse_outside
-from mpp.data.sources.folders import look_through
+from mpp.data.sources.folders import Folder, look_through
 from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
 from mpp.data.sources.saved import is_saved, load_saved, saved_splits
@@ -22,6 +22,9 @@ from mpp.errors import UserError, first_line, printable
 if TYPE_CHECKING:
     from datasets import Dataset
     from datasets.utils.metadata import MetadataConfigs
+
+
+_A_SET = "give a folder of images, a folder or file of parquet, a folder of .tar shards, a hub id, or shapes"
 
 
 def split_names(path: str, config: str | None = None) -> list[str]:
@@ -34,6 +37,8 @@ def split_names(path: str, config: str | None = None) -> list[str]:
     if is_saved(path):
         with naming_the_source(path):
             return saved_splits(os.path.expanduser(path))
+    if folder := plain_folder(path):
+        return folder.splits
     from datasets import get_dataset_split_names
 
     name, options = source_of(path, config)
@@ -41,8 +46,11 @@ def split_names(path: str, config: str | None = None) -> list[str]:
         return [str(split) for split in get_dataset_split_names(name, options.pop("name", None), **options)]
 
 
-def load_table(path: str, split: str, config: str | None = None) -> Dataset:
+def load_table(path: str, split: str, config: str | None = None, class_level: int | None = None) -> Dataset:
     """The table of a split, its images encoded or as paths."""
+    if folder := plain_folder(path):
+        return folder.table(split, class_level)
+    refuse_class_level(path, class_level)
     if is_saved(path):
         with naming_the_source(path):
             return load_saved(os.path.expanduser(path), split)
@@ -60,22 +68,44 @@ def _refuse_config(path: str, config: str | None) -> None:
         raise UserError(f"--data.config {config}: {path} has no configurations; leave it out")
 
 
+def refuse_class_level(path: str, class_level: int | None) -> None:
+    """Raise UserError if a level of folders is named of a set that has no class folders."""
+    if class_level is not None:
+        raise UserError(f"--data.class-level {class_level}: the classes of {path} are not its folders; leave it out")
+
+
+def plain_folder(path: str) -> Folder | None:
+    """The folder of images that a path names; None for other sets: tables, shards, images with a card or metadata.
+
+    Raises UserError for a folder without images.
+    """
+    here = os.path.expanduser(path)
+    if not os.path.isdir(here) or is_saved(path) or configurations(here):
+        return None
+    with naming_the_source(path):
+        if not os.listdir(here):
+            raise UserError(f"--data.path {path} is an empty folder")
+        folder = look_through(here)
+    if folder.plain and not folder.listing.images:
+        raise UserError(f"--data.path {path} holds no images{folder.listing.what_else()}; {_A_SET}")
+    return folder if folder.plain else None
+
+
 def source_of(path: str, config: str | None = None) -> tuple[str, dict[str, Any]]:
     """The first argument and the options of `datasets.load_dataset` for a path. Raises UserError if it holds no set."""
     with naming_the_source(path):
         here = Path(path).expanduser()
         if here.is_dir():
-            if not any(here.iterdir()):
-                raise UserError(f"--data.path {path} is an empty folder")
-            splits = look_through(str(here)).splits
             if named := configurations(str(here)):
                 options = {"name": _chosen(path, named, config)}
                 refuse_outside(str(here), str(options["name"]))
                 return str(here), options
-            if splits is None:
+            folder = look_through(str(here))
+            if folder.listing.tables or folder.by_name or not folder.listing.images:
                 return str(here), {}
             names = {
-                split: [glob.escape(str(here.joinpath(*head))) for head in heads] for split, heads in splits.items()
+                split: [glob.escape(str(here.joinpath(*head))) for head in heads]
+                for split, heads in folder.layout.heads.items()
             }
             return "imagefolder", {"data_files": {split: [f"{name}/**" for name in names[split]] for split in names}}
         if here.suffix == ".parquet" and here.is_file():
@@ -115,7 +145,7 @@ def naming_the_source(path: str) -> Iterator[None]:
             raise UserError(
                 f"--data.path {path}: its table of images cannot be written ({reason}); set HF_HOME to another folder"
             ) from error
-        way_out = "give a folder of images, a folder or file of parquet, a folder of .tar shards, a hub id, or shapes"
+        way_out = _A_SET
         if reason.startswith(("Config name is missing", "BuilderConfig")):  # of a hub id; both list the names
             way_out = "name one with --data.config"
         raise UserError(f"--data.path {path} could not be read as a set of images ({reason}); {way_out}") from error
@@ -142,7 +172,7 @@ def _details(error: BaseException) -> list[str]:
 
 def is_stream(path: str, config: str | None = None) -> bool:
     """Whether a path is a set of WebDataset shards (a local folder of .tar files, or such a set on the hub)."""
-    if path == "shapes" or is_packed(path) or is_saved(path):
+    if path == "shapes" or is_packed(path) or is_saved(path) or plain_folder(path):
         return False
     from datasets import load_dataset_builder
 
