@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module, util
 from typing import Any, NoReturn
 
-from mpp.config import Compare, FineTune, LinearProbe, Pack, Pretrain, Supervised
+from mpp.config import Cache, Compare, FineTune, LinearProbe, Pack, Pretrain, Supervised
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import Run
@@ -39,6 +39,7 @@ COMMANDS = {
     "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe"),
     "compare": Command(Compare, "mpp.comparison.compare:run_comparison"),
     "pack": Command(Pack, "mpp.commands.pack:run_pack"),
+    "cache": Command(Cache, "mpp.commands.cache:run_cache"),
 }
 OTHERS = {
     "benchmark": "Measure training steps, the loader and the training command, beside other libraries.",
@@ -46,7 +47,7 @@ OTHERS = {
 }
 
 
-def start(config: Run | Compare | Pack) -> Any:
+def start(config: Run | Compare | Pack | Cache) -> Any:
     """Check a command's options, set up the devices and do its work. Returns what the command found, and nothing if a
     signal stopped it."""
     with plain_warnings(), STOP:
@@ -62,10 +63,10 @@ def start(config: Run | Compare | Pack) -> Any:
     return {}
 
 
-def _work(config: Run | Compare | Pack) -> Any:
+def _work(config: Run | Compare | Pack | Cache) -> Any:
     module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
     work = getattr(import_module(module), function)  # heavy imports come after the checks
-    if isinstance(config, Pack):
+    if isinstance(config, Pack | Cache):
         return work(config)
     from mpp.run.machine import let_go, pinned_by_one, start_accelerator
 
@@ -94,7 +95,7 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
     return main
 
 
-def call(name: str, config: Run | Compare | Pack | Mapping[str, Any]) -> Any:
+def call(name: str, config: Run | Compare | Pack | Cache | Mapping[str, Any]) -> Any:
     """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
     kind = COMMANDS[name].options
     return start(parse(kind, as_arguments(config)) if isinstance(config, Mapping) else config)

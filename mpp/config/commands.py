@@ -166,5 +166,17 @@ class Pack:
     verify: bool = False  # Only compare --out with its checksum.
 
 
+@dataclass
+class Cache:
+    """List the sets of small images that training has decoded into its cache, or remove them.
+
+    The cache is ~/.cache/mpp, or $MPP_CACHE. --data.cache-limit bounds it. Example:
+
+      mpp cache --clear
+    """
+
+    clear: bool = False  # Remove all sets but those in use: training decodes them again when it needs them.
+
+
 Trained = Pretrain | Supervised | FineTune
 Run = Trained | LinearProbe  # each leaves a run's folder

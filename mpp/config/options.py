@@ -50,6 +50,8 @@ class Data(Source):
     fraction: UpTo1 = 1.0  # Share of the training images to use, above 0 and at most 1, chosen by --seed.
     cache: Harmless[bool] = True
     """Decode a set of small images once, into a file in ~/.cache/mpp (or $MPP_CACHE), if training sees all of it."""
+    cache_limit: Harmless[NotNegative] = 20.0
+    """Most GB of that folder. What was not used for the longest time goes first; `mpp cache` lists what is there."""
     workers: Harmless[Whole | None] = None
     """Processes that decode images. Default: 0 when training on a CPU, else one a core, at most 8."""
 

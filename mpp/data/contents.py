@@ -44,6 +44,12 @@ class Contents:
     names: list[str]
     marks: list[str]
     also: str = ""  # what else tells one set from another
+    times: str = ""  # a hash of when the files changed last whose content was not hashed, or in pieces only
+
+    @property
+    def exact(self) -> str:
+        """As `digest`, but another one also if only a file may have changed whose content was not looked at."""
+        return hashlib.blake2b(f"{self.digest} {self.times}".encode(), digest_size=16).hexdigest()
 
     @cached_property
     def digest(self) -> str:
@@ -114,6 +120,7 @@ class Listing:
         self.names: list[str] = []
         self.marks: list[str] = []
         self._met: Counter[str] = Counter()
+        self._times = hashlib.blake2b(digest_size=16)
 
     def add_file(self, name: str, path: str, label: str = "") -> None:
         """A part that is a file."""
@@ -122,9 +129,16 @@ class Listing:
             hashed = UNKNOWN
             if self._wants(name):
                 hashed = _hash_of_file(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, self.whole)
+            if hashed == UNKNOWN or found.st_size > self.whole:
+                self.note_times(path, found)
             self._add(name, f"{found.st_size}:{hashed}", label)
         except OSError:
             self._add(name, f"{UNKNOWN}:{UNKNOWN}", label)
+
+    def note_times(self, path: str, found: os.stat_result | None = None) -> None:
+        """Have `exact` differ once a file may have changed."""
+        found = found or os.stat(path)
+        self._times.update(f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n".encode(errors="replace"))
 
     def add(self, name: str | None, content: memoryview, label: str = "") -> None:
         """A part that is some bytes. Without a name, it has that of its content, or of its row if there are many."""
@@ -138,7 +152,7 @@ class Listing:
 
     def contents(self, split: str, kind: str = "image", also: str = "") -> Contents:
         """All that was added."""
-        return Contents(split, kind, len(self.names), self.names, self.marks, also)
+        return Contents(split, kind, len(self.names), self.names, self.marks, also, self._times.hexdigest())
 
     def _wants(self, name: str) -> bool:
         return zlib.crc32(name.encode(errors="surrogateescape")) % self.step == 0

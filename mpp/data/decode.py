@@ -311,4 +311,6 @@ def _readable() -> Iterator[None]:
 def _unreadable(error: BaseException) -> Unreadable:
     if isinstance(error, UnidentifiedImageError):
         return Unreadable(f"not an image in a supported format ({', '.join(FORMATS)})")
-    return Unreadable(printable(str(error).strip().replace("\n", " ")) or type(error).__name__)
+    found = Unreadable(printable(str(error).strip().replace("\n", " ")) or type(error).__name__)
+    found.__cause__ = error
+    return found

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
 
 from mpp.data.bands import Bands
+from mpp.data.cache import cache_folder, gigabytes, in_use, make_room, packing, refuse_untrusted
 from mpp.data.contents import Contents
 from mpp.data.decode import Opened, Unreadable, bytes_a_pixel, size_as_seen
 from mpp.data.images import Images, bands_of
-from mpp.data.packing import fingerprint, forget, pack
+from mpp.data.packing import forget, pack, verify_sample
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.packed import PackedImages
 from mpp.data.sources.table import TableImages
@@ -28,13 +29,16 @@ _MOST_BYTES = 4 << 30  # largest packed split
 _LOOKED_AT = 64  # images whose size is checked before a split is packed
 
 
-def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
+_NOT_AGAIN = 24 * 3600  # seconds in which a set that could not be packed is not tried again
+
+
+def packed_if_small(images: Images, size: tuple[int, int], seen: int, limit: float) -> Images:
     """Return the split with its pixels in a packed file in the cache, if that changes nothing but the speed.
 
     A split is packed if all its images can be read and have the model's `size` (H, W), so that none is scaled; if
     training reads `seen` images, at least as many as the split has, so that packing costs no more than it saves; and if
-    the file takes at most 4 GiB and half of the free disk space. The source's fingerprint is in the file's name, so a
-    changed set is packed again. Labels and names come from the source.
+    the file takes at most 4 GiB, half of the free disk space and, with the rest of the cache, `limit` GB. The file's
+    name holds a fingerprint of the content, so a changed set is packed again. Labels and names come from the source.
     """
     if not (isinstance(images, TableImages) and 0 < len(images) <= seen):
         return images
@@ -44,45 +48,93 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int) -> Images:
     if (folder := cache_folder()) is None:
         print("small images are not packed: this user has no home folder; set MPP_CACHE to a folder for them")
         return images
+    refuse_untrusted(folder)
     of_channels = "" if channels in (None, 3) else f"-{channels}"
-    path = folder / f"{images.split}{of_channels}-{fingerprint({images.split: images})[:32]}.mpp"
-    why_not = path.with_suffix(".not-packed")  # holds the reason, so that packing is not tried again
-    if path.exists():  # complete, because it was renamed into place; the folder may be read-only
-        return PackedPixels(images, PackedImages(str(path), images.split))
+    path = folder / f"{images.split}{of_channels}-{images.contents().exact}.mpp"
+    why_not = path.with_suffix(".not-packed")  # holds the reason, so that packing is not tried again for a day
+    needs = len(images) * size[0] * size[1] * max(map(bytes_a_pixel, some), default=3)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # only one of several processes and machines packs
-            if why_not.exists():
-                return images
-            if not path.exists():
-                if not _has_room(folder, len(images) * size[0] * size[1] * max(map(bytes_a_pixel, some), default=3)):
-                    return images
-                print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
-                try:
-                    pack({images.split: images}, path, path.stem, labels=False, only_size=size, channels=channels)
-                except UserError as error:  # harmless: reading the set reports this image if it is ever needed
-                    forget(path)
-                    why_not.write_text(str(error))
-                    print(f"not packed: {error}")
-                    return images
+        found = _cached(path, images, size)
+        if found is None and not _is_fresh(why_not):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with packing(path):
+                found = _cached(path, images, size, repair=True)
+                if found is None and _has_room(folder, needs, limit) and _pack(images, path, size, channels, why_not):
+                    found = _cached(path, images, size)
+        if found is not None:
+            make_room(folder, limit)
     except (OSError, NotImplementedError) as error:  # a full disk; a file system without locks
         with suppress(OSError):
             forget(path)
         print(f"not packed into {folder} ({error}); set MPP_CACHE to another folder, or give --data.no-cache")
         return images
-    return PackedPixels(images, PackedImages(str(path), images.split))
+    return images if found is None else found
 
 
-def _has_room(folder: Path, needs: int) -> bool:
-    return needs <= min(_MOST_BYTES, shutil.disk_usage(folder).free // 2)
+def _pack(images: TableImages, path: Path, size: tuple[int, int], channels: int | None, why_not: Path) -> bool:
+    """Pack a split into the cache; returns whether it could be."""
+    print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
+    origin, splits = os.path.abspath(os.path.expanduser(images.path)), {images.split: images}
+    try:
+        pack(splits, path, path.stem, labels=False, only_size=size, channels=channels, origin=origin)  # type: ignore[arg-type]
+    except UserError as error:  # harmless: reading the set reports this image if it is ever needed
+        forget(path)
+        if not _may_pass(error):
+            why_not.write_text(str(error))
+        print(f"not packed: {error}")
+        return False
+    return True
 
 
-def cache_folder() -> Path | None:
-    """$MPP_CACHE, or mpp in the user's cache folder; None for a user without a home folder."""
-    with suppress(RuntimeError):
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(os.environ.get("MPP_CACHE") or Path(cache, "mpp")).expanduser()
-    return None
+def _cached(path: Path, images: TableImages, size: tuple[int, int], repair: bool = False) -> PackedPixels | None:
+    """The split with its pixels in the packed file at `path`; None if that is not there, or damaged: `repair` removes a
+    damaged one."""
+    try:
+        file = in_use(path)
+    except FileNotFoundError:
+        return None
+    refuse_untrusted(path)
+    try:
+        verify_sample(path)
+        packed = PackedImages(str(path), images.split)
+        if len(packed) != len(images) or packed.packed_size != size:
+            raise UserError(f"{path} holds other images")
+    except UserError as error:
+        file.close()
+        if repair:
+            path.unlink()
+            print(f"{path} is thrown away and made again: {error}")
+        return None
+    with suppress(OSError):  # a folder that may only be read
+        os.utime(path)
+    return PackedPixels(images, packed, file)
+
+
+def _is_fresh(mark: Path) -> bool:
+    with suppress(OSError):
+        return time.time() - mark.stat().st_mtime < _NOT_AGAIN
+    return False
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether an error comes of the disk, the network or the memory, and not of the images: it may pass."""
+    causes = [error]
+    while causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    return any(isinstance(c, MemoryError) or (isinstance(c, OSError) and c.errno is not None) for c in causes)
+
+
+def _has_room(folder: Path, needs: int, limit: float) -> bool:
+    if needs > min(_MOST_BYTES, shutil.disk_usage(folder).free // 2):
+        return False
+    if not make_room(folder, limit, needs):
+        print(
+            f"not packed: {gigabytes(needs)} more are too much for the cache {folder}, of which --data.cache-limit "
+            f"{limit:g} GB is the limit (`mpp cache` lists it)"
+        )
+        return False
+    return True
 
 
 def _some(images: Images) -> list[Opened]:
@@ -95,8 +147,12 @@ def _some(images: Images) -> list[Opened]:
 class PackedPixels:
     """A set with its pixels in a packed file. Everything else comes from the set itself."""
 
-    def __init__(self, images: Images, packed: PackedImages) -> None:
+    def __init__(self, images: Images, packed: PackedImages, file: BinaryIO) -> None:
         self.images, self.packed = images, packed
+        self._file = file  # open, so that the cache keeps it
+
+    def __getstate__(self) -> dict[str, Any]:  # worker processes end before this one
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     @property
     def label_names(self) -> list[str] | None:

@@ -40,7 +40,7 @@ def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int 
     train = open_images(data, data.split, size)
     names = _label_names(train, data.split, data)
     if data.cache:
-        train = packed_if_small(train, size, seen)
+        train = packed_if_small(train, size, seen, data.cache_limit)
     if data.fraction < 1:
         train = Subset(train, take_fraction(np.arange(len(train)), data.fraction, seed))
     if len(train) < len(names):
@@ -151,7 +151,7 @@ def open_splits(
 
     train = open_images(data, data.split, size)
     if data.cache:
-        train = packed_if_small(train, size, images_seen(config.train))
+        train = packed_if_small(train, size, images_seen(config.train), data.cache_limit)
     indices = np.arange(len(train))
     if eval_split is None:
         shuffled = generator(0, Purpose.SPLIT).permutation(indices)

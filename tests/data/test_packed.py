@@ -183,7 +183,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(source, tmp_path, monkeypa
     def read_only(*_args, **_options):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("mpp.data.pack_cache.FileLock", read_only)
+    monkeypatch.setattr("mpp.data.pack_cache.packing", read_only)
     monkeypatch.setattr("mpp.data.pack_cache.forget", read_only)
     pretrain(tmp_path / "second", "--data.path", str(source))
     assert "not packed" not in capsys.readouterr().out  # what is there is read

@@ -55,6 +55,8 @@ class Header:
     sha256: str  # of the first `content` bytes
     short_side: int | None
     content: int  # bytes before the header
+    sampled: str | None = None  # checksum of pieces of the content
+    origin: str | None = None  # where the images lie, of a file in the cache
 
 
 def read_header(path: str) -> Header:
@@ -135,6 +137,9 @@ class _Fields:
     def text(self, name: str) -> str:
         return self.as_text(name, self._get(name))
 
+    def optional_text(self, name: str) -> str | None:
+        return None if self._get(name, optional=True) is None else self.text(name)
+
     def texts(self, name: str) -> list[str] | None:
         """Names of which no two are alike."""
         values = self._get(name, optional=True)
@@ -167,7 +172,9 @@ class _Fields:
 
 
 def _header(values: Any, content: int) -> Header:
-    fields = _Fields(values, "its header", {"splits", "label_names", "source", "sha256", "short_side"})
+    fields = _Fields(
+        values, "its header", {"splits", "label_names", "source", "sha256", "short_side", "sampled", "origin"}
+    )
     label_names = fields.texts("label_names")
     splits = _Fields(values.get("splits"), "splits in its header", set(values.get("splits") or ()))
     if not splits.values:
@@ -182,6 +189,8 @@ def _header(values: Any, content: int) -> Header:
         sha256=sha256,
         short_side=fields.number("short_side", 1, 1 << 31, optional=True),
         content=content,
+        sampled=fields.optional_text("sampled"),
+        origin=fields.optional_text("origin"),
     )
 
 

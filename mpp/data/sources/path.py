@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpp.config.hub import missing, on_hub
+from mpp.data.contents import files_contents
 from mpp.data.sources.cards import configurations, refuse_outside
 from mpp.data.sources.folders import Folder, look_through
 from mpp.data.sources.packed import is_packed
@@ -22,6 +23,8 @@ from mpp.errors import UserError, first_line, printable
 if TYPE_CHECKING:
     from datasets import Dataset
     from datasets.utils.metadata import MetadataConfigs
+
+_TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar")
 
 
 _A_SET = "give a folder of images, a folder or file of parquet, a folder of .tar shards, a hub id, or shapes"
@@ -58,7 +61,20 @@ def load_table(path: str, split: str, config: str | None = None, class_level: in
 
     name, options = source_of(path, config)
     with naming_the_source(path):
-        return load_dataset(name, split=split, **options)
+        return load_dataset(name, split=split, cache_dir=_cache_of(path), **options)
+
+
+def _cache_of(path: str) -> str | None:
+    """Where `datasets` keeps the tables of a local set. It tells files apart by path and time alone, and would take a
+    table for the one that lay there before at the same time; so the folder is named after the content."""
+    here = os.path.expanduser(path)
+    below = (os.path.join(folder, name) for folder, _, names in os.walk(here) for name in names)
+    files = [here] if os.path.isfile(here) else sorted(file for file in below if file.lower().endswith(_TABLES))
+    if not files:
+        return None
+    from datasets.config import HF_DATASETS_CACHE
+
+    return os.path.join(HF_DATASETS_CACHE, f"mpp-{files_contents(files, path, '', 'table').exact[:16]}")
 
 
 def _refuse_config(path: str, config: str | None) -> None:

@@ -110,6 +110,9 @@ class TableImages:
                     listing.add(path or None, memoryview(encoded[number].as_buffer()), label)
                 else:
                     listing.add_file(name_within(path or "", self.path), path or "", label)
+        if listing.step > 1:  # not all were hashed
+            for file in self.table.cache_files:
+                listing.note_times(file["filename"])
         return listing.contents(self.split)
 
 
