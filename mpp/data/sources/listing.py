@@ -177,7 +177,7 @@ def _is_image(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             start = file.read(16)
-        return any(Image.OPEN[name][1](start) is True for name in _SURE if Image.OPEN[name][1])
+        return any(accepts(start) is True for name in _SURE if (accepts := Image.OPEN[name][1]))
     except (OSError, IndexError):
         return False
 
