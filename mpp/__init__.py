@@ -26,7 +26,7 @@ _HOMES = {
     "make_target": "methods.targets",
     "load_images": "data.images",
 }
-_COMMANDS = ("supervised", "finetune", "probe", "compare")
+_COMMANDS = ("supervised", "finetune", "probe", "compare", "predict")
 __all__ = [
     "VARIANTS",
     "Classifier",
@@ -38,6 +38,7 @@ __all__ = [
     "finetune",
     "load_images",
     "make_target",
+    "predict",
     "pretrain",
     "probe",
     "supervised",

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, util
+from itertools import takewhile
 from typing import Any, NoReturn
 
-from mpp.config import Cache, Compare, FineTune, LinearProbe, Pack, Pretrain, Supervised
+from mpp.config import Cache, Compare, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import Run
@@ -38,16 +39,18 @@ COMMANDS = {
     "finetune": Command(FineTune, "mpp.commands.finetune:run_finetune"),
     "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe"),
     "compare": Command(Compare, "mpp.comparison.compare:run_comparison"),
+    "predict": Command(Predict, "mpp.commands.predict:run_predict"),
     "pack": Command(Pack, "mpp.commands.pack:run_pack"),
     "cache": Command(Cache, "mpp.commands.cache:run_cache"),
 }
+IN_PLACE = {"predict": ("--init", "--data.path")}  # options whose values may come first, without their names
 OTHERS = {
     "benchmark": "Measure training steps, the loader and the training command, beside other libraries.",
     "presets": "List the presets: their names, what they are for, and their files.",
 }
 
 
-def start(config: Run | Compare | Pack | Cache) -> Any:
+def start(config: Run | Compare | Predict | Pack | Cache) -> Any:
     """Check a command's options, set up the devices and do its work. Returns what the command found, and nothing if a
     signal stopped it."""
     with plain_warnings(), STOP:
@@ -63,7 +66,7 @@ def start(config: Run | Compare | Pack | Cache) -> Any:
     return {}
 
 
-def _work(config: Run | Compare | Pack | Cache) -> Any:
+def _work(config: Run | Compare | Predict | Pack | Cache) -> Any:
     module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
     work = getattr(import_module(module), function)  # heavy imports come after the checks
     if isinstance(config, Pack | Cache):
@@ -79,9 +82,9 @@ def _work(config: Run | Compare | Pack | Cache) -> Any:
     return found
 
 
-def precision_of(config: Run | Compare) -> str:
+def precision_of(config: Run | Compare | Predict) -> str:
     """The precision that a command computes in."""
-    if isinstance(config, LinearProbe):
+    if isinstance(config, LinearProbe | Predict):
         return config.precision
     return (config.finetune if isinstance(config, Compare) else config).train.precision
 
@@ -95,7 +98,7 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
     return main
 
 
-def call(name: str, config: Run | Compare | Pack | Cache | Mapping[str, Any]) -> Any:
+def call(name: str, config: Run | Compare | Predict | Pack | Cache | Mapping[str, Any]) -> Any:
     """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
     kind = COMMANDS[name].options
     return start(parse(kind, as_arguments(config)) if isinstance(config, Mapping) else config)
@@ -120,7 +123,7 @@ def _dispatch(words: list[str]) -> None:
     if name in ("-h", "--help"):
         print(overview())
     elif name in COMMANDS:
-        start(parse(COMMANDS[name].options, rest, prog=f"mpp {name}"))
+        start(parse(COMMANDS[name].options, named(name, rest), prog=f"mpp {name}"))
     elif name == "presets":
         print("\n".join(f"{name}\n    {purpose(file)}\n    {file}" for name, file in presets().items()))
     elif name == "benchmark":
@@ -135,6 +138,13 @@ def _dispatch(words: list[str]) -> None:
         raise UserError(
             f"mpp has no command {name!r}; {f'did you mean {near[0]}?' if near else '`mpp --help` lists them'}"
         )
+
+
+def named(name: str, words: list[str]) -> list[str]:
+    """A command line with the names of the values that it begins with: `mpp predict RUN DATA`."""
+    first = list(takewhile(lambda word: not word.startswith("-"), words))
+    options = IN_PLACE.get(name, ())[: len(first)]
+    return [word for pair in zip(options, first, strict=False) for word in pair] + words[len(options) :]
 
 
 def overview() -> str:

@@ -11,7 +11,7 @@ import pytest
 
 import mpp
 from mpp.config import Pretrain
-from mpp.console import COMMANDS, OTHERS, overview, run_file
+from mpp.console import COMMANDS, OTHERS, named, overview, run_file
 from mpp.errors import UserError, renamed
 from tests.helpers import ROOT, SMALL
 
@@ -47,6 +47,13 @@ def test_a_command_runs_from_python_with_names_and_values_or_an_object(tmp_path)
     assert repr(config) == before  # a run writes nothing into the user's options
     with pytest.raises(UserError, match=r"--train.steps 0 must be above 0"):
         mpp.pretrain({"train.steps": 0})
+
+
+def test_values_may_come_first_without_their_options():
+    assert named("predict", ["RUN", "DATA", "--top", "2"]) == ["--init", "RUN", "--data.path", "DATA", "--top", "2"]
+    assert named("predict", ["RUN", "--top", "2"]) == ["--init", "RUN", "--top", "2"]
+    assert named("predict", ["RUN", "DATA", "odd"]) == ["--init", "RUN", "--data.path", "DATA", "odd"]
+    assert named("probe", ["RUN"]) == ["RUN"]
 
 
 def test_importing_the_file_leaves_the_function_callable():

@@ -92,25 +92,33 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     records = Records(output, accelerator, config)
     records.open(0, "eval/top1")
     with accelerator.main_process_first():
-        images = at_most(open_measured(config.data, model.vit.img_size, alone=True), config.eval.images)
+        images = open_measured(config.data, model.vit.img_size, alone=True, unlabelled=bool(config.export_predictions))
+        images = at_most(images, config.eval.images)
+    labelled = bool(images.label_names)
     data = keep(output, images, images, accelerator)
     unreadable: dict[str, str] = {}
-    predictions = predict_set(model, images, config, accelerator, unreadable)
+    batch_size = config.eval.batch_size
+    predictions = predict_set(model, images, config.data, batch_size, accelerator, unreadable, labelled)
     unreadable = gather_dicts(accelerator, unreadable)
-    metrics = {f"eval/{name}": value for name, value in predictions.metrics().items()}
+    metrics = {f"eval/{name}": value for name, value in predictions.metrics().items()} if labelled else {}
     result: dict[str, Any] = dict(metrics)
     if accelerator.is_main_process:
         result |= {"command": "finetune --eval-only", "init": config.init, "classes": len(model.classes)}
-        result |= {"eval_images": len(predictions.index), "per_class_top1": predictions.per_class(model.classes)}
+        result |= {"eval_images": len(predictions.index)}
+        result |= {"per_class_top1": predictions.per_class(model.classes)} if labelled else {}
         result |= {"unreadable_images": unreadable, "data": data}
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         records.log(0, metrics)
-        records.pictures(0, paint_confusion(predictions.confusion, model.classes))
+        if labelled:
+            records.pictures(0, paint_confusion(predictions.confusion, model.classes))
         records.close()
         result = finish(output, config, result)
         if config.export_predictions:
             export(predictions, images, model.classes, config.export_predictions, config.overwrite)
-        print(closing_summary(result, config.data.path, output, f"{config.init} on {config.data.path}"))
+        if labelled:
+            print(closing_summary(result, config.data.path, output, f"{config.init} on {config.data.path}"))
+        else:
+            print(f"{config.export_predictions}: predictions of {len(predictions.index):,} images without labels")
     return result
 
 

@@ -6,9 +6,9 @@ import os
 
 from mpp.config.bounds import Options, check_bounds
 from mpp.config.command_line import flattened
-from mpp.config.commands import Compare, FineTune, FineTuning, Pretrain, Pretraining, Supervised
+from mpp.config.commands import Compare, FineTune, FineTuning, Predict, Pretrain, Pretraining, Supervised
 from mpp.config.derived import cells_a_side, height_width, num_corrupted
-from mpp.config.options import Augment, Optim, Train
+from mpp.config.options import Augment, Data, Optim, Train
 from mpp.errors import UserError, renamed, warn
 
 
@@ -26,6 +26,8 @@ def check(config: Options) -> None:
         _check_fine_tune(config)
     elif isinstance(config, Compare):
         _check_compare(config)
+    elif isinstance(config, Predict):
+        _check_predict(config)
 
 
 def _check_pretraining(config: Pretraining) -> None:
@@ -64,6 +66,15 @@ def _check_fine_tune(config: FineTune) -> None:
 
 def _check_fine_tuning(config: FineTuning) -> None:
     _check_scale(config.augment)
+
+
+def _check_predict(config: Predict) -> None:
+    if config.init in ("", "scratch"):
+        raise UserError("--init names the fine-tuned run that predicts; give it")
+    if config.data.split != Data().split or config.data.fraction < 1:
+        raise UserError("--data.split and --data.fraction are for training; --data.eval-split names what to predict")
+    if not config.out.endswith((".parquet", ".csv")):
+        raise UserError(f"--out {config.out} must end in .parquet or .csv")
 
 
 def _check_compare(config: Compare) -> None:

@@ -152,6 +152,28 @@ class Compare(Place):
 
 
 @dataclass
+class Predict:
+    """Write what a fine-tuned model says of images, with labels or without, to a table.
+
+    A row an image: its name, the likeliest class and its probability, and the next classes. With labels that are the
+    model's classes, the accuracy is printed. Any number of processes writes the same table. Examples:
+
+      mpp predict runs/fine photos --out predictions.csv
+      mpp predict --init runs/fine --data.path DIR --data.eval-split test --top 1
+    """
+
+    init: str = ""  # A run of finetune or supervised, its classifier/ folder, or a hub id.
+    data: Data = but(Data)
+    """The images: the split --data.eval-split, else the only one, else test, else validation."""
+    out: str = "predictions.csv"
+    """The .csv or .parquet file to write: columns image, (label,) class, probability, class_2, probability_2, ..."""
+    overwrite: Once[bool] = False  # Replace the file that --out names, if there is one.
+    top: Count = 5  # How many classes an image, the likeliest first.
+    batch_size: Count = 256  # Images a forward pass.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators that have it, else fp32.
+
+
+@dataclass
 class Pack:
     """Pack every split of a set into one file of uint8 pixels, which --data.path takes.
 

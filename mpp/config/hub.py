@@ -97,8 +97,9 @@ def _named(config: Options) -> Iterator[tuple[str, Kind, OnHub]]:
 
 def _begun_with(config: Any) -> dict[str, Any]:
     """The options in the config.toml of --output; empty if there is none."""
-    file = Path(config.output or "", "config.toml")
-    return read_toml(file) if config.output and file.is_file() else {}
+    output = getattr(config, "output", None)  # `predict` has none
+    file = Path(output or "", "config.toml")
+    return read_toml(file) if output and file.is_file() else {}
 
 
 def _value(values: dict[str, Any], name: str) -> Any:

@@ -62,9 +62,9 @@ def take_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray
     return np.sort(generator(seed, Purpose.SPLIT).permutation(np.sort(indices))[:kept])
 
 
-def open_measured(data: Data, size: tuple[int, int], alone: bool = False) -> Images:
+def open_measured(data: Data, size: tuple[int, int], alone: bool = False, unlabelled: bool = False) -> Images:
     """The labelled images to be measured on: --data.eval-split, else the set's test, else its validation split; with
-    nothing learnt from this set (`alone`), its only split will do."""
+    nothing learnt from this set (`alone`), its only split will do. `unlabelled`: the images may have no labels."""
     if is_stream(data.path, data.config):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     splits = split_names(data.path, data.config)
@@ -77,9 +77,10 @@ def open_measured(data: Data, size: tuple[int, int], alone: bool = False) -> Ima
             + (f"; name one of {', '.join(others)} with --data.eval-split" if others else "; put images into one")
         )
     split, images = candidates[0], open_images(data, candidates[0], size)
-    if not images.label_names and len(candidates) > 1:  # as the test splits of many published sets
+    if not images.label_names and len(candidates) > 1 and not unlabelled:  # as the test splits of many published sets
         split, images = candidates[1], open_images(data, candidates[1], size)
-    _label_names(images, split, data)
+    if not unlabelled:
+        _label_names(images, split, data)
     return images
 
 

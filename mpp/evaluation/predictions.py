@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mpp.data.augment import normalise
 from mpp.data.images import Images
 from mpp.data.loader import Batch
 from mpp.errors import UserError
-from mpp.files import write_whole
+from mpp.files import csv_cell, write_whole
 from mpp.run.folder import why_unwritable, writing
 
 
@@ -35,6 +35,13 @@ class Predictions:
     confidence: np.ndarray  # probability of the predicted class, in 0..1
     rank: np.ndarray  # number of classes that score above the true one
     loss: np.ndarray  # cross-entropy
+    best: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # the likeliest classes, best first: (M, top)
+    probabilities: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # theirs, in 0..1: (M, top)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known; without, label is -1 and rank and loss mean nothing."""
+        return bool((self.label >= 0).all())
 
     def metrics(self) -> dict[str, float]:
         """Mean loss, and top-1 and top-5 accuracy in 0..1."""
@@ -54,11 +61,17 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, batches: Iterable[Batch], relabel: Tensor, accelerator: Accelerator, total: int
+    model: nn.Module,
+    batches: Iterable[Batch],
+    relabel: Tensor | None,
+    accelerator: Accelerator,
+    total: int,
+    top: int = 1,
 ) -> Predictions:
     """Predict a set. Each process predicts its own batches; all return the whole set, each image exactly once.
 
-    `relabel` maps the set's class numbers to the model's: (classes of the set,). `total` is for the progress bar.
+    `relabel` maps the set's class numbers to the model's: (classes of the set,); None if there are no labels. `total`
+    is for the progress bar; `top` is the number of likeliest classes to keep.
     """
     mine: list[np.ndarray] = []
     hide = not accelerator.is_main_process
@@ -66,20 +79,25 @@ def predict(
         for batch in batches:
             with accelerator.autocast():
                 scores = model(normalise(batch["images"].to(accelerator.device)))
-            scores, labels = scores.float(), relabel[batch["labels"]].to(accelerator.device)
+            scores = scores.float()
             confidence, predicted = scores.softmax(-1).max(-1)
-            rank = rank_of(labels, scores)
-            loss = F.cross_entropy(scores, labels, reduction="none")
-            rows = [batch["index"], labels, predicted, confidence, rank, loss]
+            if relabel is None:
+                labels, rank, loss = torch.full_like(predicted, -1), predicted, confidence
+            else:
+                labels = relabel[batch["labels"]].to(accelerator.device)
+                rank, loss = rank_of(labels, scores), F.cross_entropy(scores, labels, reduction="none")
+            likeliest = scores.softmax(-1).sort(descending=True, stable=True)  # of equal ones the first, as `max`
+            best = [*likeliest.indices[:, :top].T, *likeliest.values[:, :top].T]
+            rows = [batch["index"], labels, predicted, confidence, rank, loss, *best]
             mine.append(np.stack([row.cpu().double().numpy() for row in rows]))
             bar.update(len(batch["index"]) * accelerator.num_processes)
     every = gather_object(mine) if accelerator.num_processes > 1 else mine
     table = np.concatenate(every, axis=1)
     table = table[:, np.argsort(table[0])]  # the same order, and so the same sums, on any number of processes
-    index, label, predicted, confidence, rank, loss = table
-    return Predictions(
-        index.astype(np.int64), label.astype(np.int64), predicted.astype(np.int64), confidence, rank, loss
-    )
+    index, label, predicted, confidence, rank, loss = table[:6]
+    best, probabilities = table[6 : 6 + top].T.astype(np.int64), table[6 + top :].T
+    numbers = (index.astype(np.int64), label.astype(np.int64), predicted.astype(np.int64))
+    return Predictions(*numbers, confidence, rank, loss, best, probabilities)
 
 
 def rank_of(labels: Tensor, scores: Tensor) -> Tensor:
@@ -105,19 +123,25 @@ def refuse_unwritable(file: str | None, overwrite: bool, accelerator: Accelerato
 
 
 def export(predictions: Predictions, images: Images, classes: list[str], file: str, overwrite: bool) -> None:
-    """Write one row per image: origin, label, prediction and confidence. `file` ends in .parquet or .csv."""
-    from datasets import Dataset
-
+    """Write one row per image: origin, label (if known), prediction and confidence."""
     columns: dict[str, list[Any]] = {
         "index": predictions.index.tolist(),
         "image": [images.where(int(index)) for index in predictions.index],
-        "label": [classes[k] for k in predictions.label],
+        "label": [classes[k] for k in predictions.label] if predictions.labelled else [],
         "predicted": [classes[k] for k in predictions.predicted],
         "confidence": predictions.confidence.tolist(),
     }
-    table = Dataset.from_dict(columns)
+    write_table({name: column for name, column in columns.items() if column}, file, overwrite)
+
+
+def write_table(columns: dict[str, list[Any]], file: str, overwrite: bool) -> None:
+    """Write columns to a file that ends in .parquet or .csv."""
+    from datasets import Dataset
+
+    csv = not file.endswith(".parquet")
+    table = Dataset.from_dict({name: [*map(csv_cell, column)] if csv else column for name, column in columns.items()})
     with writing(Path(file)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        table.to_parquet(content) if file.endswith(".parquet") else table.to_csv(content)
+        table.to_csv(content) if csv else table.to_parquet(content)
         write_whole(Path(file), content.getvalue(), overwrite)

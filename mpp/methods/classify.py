@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mpp.config.commands import FineTune, Supervised
-from mpp.config.options import LabelledAugment
+from mpp.config.options import Data, LabelledAugment
 from mpp.data.augment import View, mixed, normalise
 from mpp.data.batches import readable
 from mpp.data.images import Images
@@ -125,8 +125,9 @@ class Classify:
         return loss, {"top1": top1}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
+        c = self.config
         self.predictions = predict_set(
-            cast(Classifier, model), self.eval_images, self.config, self.accelerator, self.unreadable
+            cast(Classifier, model), self.eval_images, c.data, c.eval.batch_size, self.accelerator, self.unreadable
         )
         return self.predictions.metrics()
 
@@ -147,28 +148,31 @@ def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:
 def predict_set(
     model: Classifier,
     images: Images,
-    config: FineTune | Supervised,
+    data: Data,
+    batch_size: int,
     accelerator: Accelerator,
     unreadable: dict[str, str],
+    labelled: bool = True,
+    top: int = 1,
 ) -> Predictions:
-    """What a `Classifier` says of a labelled set, whose classes are among the model's, in whatever order."""
+    """What a `Classifier` says of a set; if it is `labelled`, its classes are among the model's, in whatever order."""
     names, number_of = images.label_names or [], {name: number for number, name in enumerate(model.classes)}
-    if unknown := [name for name in names if name not in number_of]:
+    if labelled and (unknown := [name for name in names if name not in number_of]):
         raise UserError(
-            f"--data.path {config.data.path} has classes that the model does not know ({', '.join(unknown[:5])}); "
+            f"--data.path {data.path} has classes that the model does not know ({', '.join(unknown[:5])}); "
             f"it knows: {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}"
         )
     loader = eval_loader(
         images,
         model.vit.img_size,
         no_draws,
-        batch_size=config.eval.batch_size,
+        batch_size=batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        workers=workers_of(config.data, accelerator),
-        labels=True,
+        workers=workers_of(data, accelerator),
+        labels=labelled,
         pin_memory=accelerator.device.type == "cuda",
     )
-    relabel = torch.tensor([number_of[name] for name in names])
-    batches = readable(loader, config.data.on_error, unreadable)
-    return predict(model, batches, relabel, accelerator, len(images))
+    relabel = torch.tensor([number_of[name] for name in names]) if labelled else None
+    batches = readable(loader, data.on_error, unreadable)
+    return predict(model, batches, relabel, accelerator, len(images), top)

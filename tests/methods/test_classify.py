@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from torchvision.transforms.v2.functional import pil_to_tensor
 
+import mpp
 from mpp import Classifier, ViT
 from mpp.config.options import FineTuneOptim, Optim
-from mpp.data.augment import mixed, randaugmented
+from mpp.data.augment import mixed, normalise, randaugmented
+from mpp.data.images import load_images
 from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, rank_of
 from mpp.figures.confusion import paint_confusion
@@ -116,6 +120,95 @@ def test_a_folder_with_fewer_classes_in_another_order_is_measured_by_their_names
     (tmp_path / "set" / "test" / "star").rename(tmp_path / "set" / "test" / "camel")
     with pytest.raises(UserError, match="classes that the model does not know \\(camel\\)"):
         run(finetune, tmp_path / "eval2", *options)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of seven pictures without labels."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, image in enumerate(load_images("shapes", "test", size=(16, 16)).read(range(7))):
+        image.save(folder / f"photo_{number}.png")
+    return folder
+
+
+def test_pictures_without_labels_are_predicted(tuned, photos, tmp_path):
+    reset_accelerate()
+    file = tmp_path / "new" / "p.csv"
+    found = mpp.predict({"init": str(tuned), "data.path": str(photos), "out": str(file), "top": 3})
+    assert found == {"images": 7, "out": str(file)}
+    with file.open() as handle:
+        rows = list(csv.DictReader(handle))
+    ends = ["", "_2", "_3"]
+    assert list(rows[0]) == ["image", *(f"{name}{end}" for end in ends for name in ("class", "probability"))]
+    assert [row["image"] for row in rows] == [str(photos / f"photo_{number}.png") for number in range(7)]
+    model = load_classifier(str(tuned)).eval()
+    images = torch.stack([pil_to_tensor(Image.open(row["image"]).convert("RGB")) for row in rows])
+    with torch.no_grad():
+        likeliest = model(normalise(images)).softmax(-1).topk(3)
+    for row, classes, shares in zip(rows, likeliest.indices.tolist(), likeliest.values.tolist(), strict=True):
+        assert [row[f"class{end}"] for end in ends] == [model.classes[k] for k in classes]
+        assert [float(row[f"probability{end}"]) for end in ends] == pytest.approx(shares, abs=1e-5)
+
+
+def test_a_table_of_predictions_is_replaced_only_if_asked(tuned, photos, tmp_path):
+    options = {"init": str(tuned), "data.path": str(photos), "out": str(tmp_path / "p.parquet")}
+    for more, fine in (({}, True), ({}, False), ({"overwrite": True, "top": 50}, True)):
+        reset_accelerate()
+        if fine:
+            mpp.predict(options | more)
+        else:
+            with pytest.raises(
+                UserError, match=r"--out \S+p.parquet cannot be written \(it exists; --overwrite replaces"
+            ):
+                mpp.predict(options | more)
+    assert Dataset.from_parquet(options["out"], keep_in_memory=True).num_columns == 1 + 2 * 8  # as many as classes
+
+
+def test_labels_give_an_accuracy_and_those_of_others_a_warning(tuned, photos, tmp_path, capsys):
+    reset_accelerate()
+    run(finetune, tmp_path / "eval", "--init", str(tuned), "--eval-only", "--eval.images", "None")
+    measured = json.loads((tmp_path / "eval" / "result.json").read_text())
+    reset_accelerate()
+    found = mpp.predict({"init": str(tuned), "out": str(tmp_path / "p.csv")})
+    assert (found["eval/top1"], found["images"]) == (measured["eval/top1"], measured["eval_images"])
+    assert f"accuracy: top 1 {measured['eval/top1']:.1%}" in capsys.readouterr().out
+    for name in ("holiday", "work"):
+        (photos / name).mkdir()
+        next(photos.glob("*.png")).rename(photos / name / "x.png")
+    for file in photos.glob("*.png"):
+        file.unlink()
+    reset_accelerate()
+    with pytest.warns(UserWarning, match="holiday, work: no class of the model is called so, and no accuracy"):
+        found = mpp.predict({"init": str(tuned), "data.path": str(photos), "out": str(tmp_path / "q.csv")})
+    assert found == {"images": 2, "out": str(tmp_path / "q.csv")}
+
+
+def test_a_measurement_of_pictures_without_labels_writes_predictions_only(tuned, photos, tmp_path):
+    file = tmp_path / "p.csv"
+    options = ["--init", str(tuned), "--eval-only", "--data.path", str(photos)]
+    result = run(finetune, tmp_path / "eval", *options, "--export-predictions", str(file))
+    assert (result["eval_images"], "eval/top1" in result) == (7, False)
+    assert file.read_text().splitlines()[0] == "index,image,predicted,confidence"
+    assert len(file.read_text().splitlines()) == 8
+    with pytest.raises(UserError, match="has no labels"):
+        run(finetune, tmp_path / "again", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "--init names the fine-tuned run"),
+        ({"init": "x", "data.fraction": 0.5}, "are for training; --data.eval-split names what to predict"),
+        ({"init": "x", "out": "p.txt"}, "--out p.txt must end in .parquet or .csv"),
+        ({"init": "./x"}, "--init ./x does not exist"),
+    ],
+)
+def test_wrong_options_of_predict_are_named(tmp_path, monkeypatch, options, says):
+    monkeypatch.chdir(tmp_path)
+    reset_accelerate()
+    with pytest.raises(UserError, match=says):
+        mpp.predict(options)
 
 
 def test_two_processes_measure_exactly_what_one_measures(tuned, tmp_path):
