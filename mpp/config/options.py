@@ -35,6 +35,9 @@ class Source:
     class_level: Count | None = None
     """Which folders of a folder of images are its classes: those 1 (default), 2, ... levels below the split. Single
     folders that hold all images are not counted."""
+    labels_file: str | None = None
+    """A table with the labels of a folder of images (csv, tsv, jsonl, parquet): one column with each image's path, name
+    or id (its name without the extension), and one with its label, which --data.label-column names."""
     on_error: Harmless[Literal["stop", "skip"]] = "stop"
     """If an image cannot be read: stop and name it, or skip it, count it and report the count at the end."""
 

@@ -14,7 +14,7 @@ from mpp.data.bands import Bands
 from mpp.data.contents import Contents
 from mpp.data.decode import Opened, Unreadable, printable
 from mpp.data.sources.packed import PackedImages, is_packed
-from mpp.data.sources.path import load_table, refuse_class_level, split_names
+from mpp.data.sources.path import folders_of_rows, load_table, refuse_class_level, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError
@@ -54,18 +54,21 @@ def load_images(
     label_column: str | None = None,
     config: str | None = None,
     class_level: int | None = None,
+    labels_file: str | None = None,
 ) -> Images:
     """Open one split of a set of images.
 
     Args:
         path: `shapes` (built in), a folder of images (with or without class folders), a folder or file of parquet, a
-            packed file, or a hub id. (Folders of WebDataset .tar shards are streamed, see `mpp.data.streams`.)
+            csv, tsv or jsonl file with paths of images, a folder from `save_to_disk` of `datasets`, a packed file, or a
+            hub id. (Folders of WebDataset .tar shards are streamed, see `mpp.data.streams`.)
         split: "train", "validation", "test", as the set calls them.
         size: (height, width) in pixels of the scenes of `shapes`; other images keep their size.
         image_column, label_column: needed only if several columns fit. For `shapes` the label column is one of
             shape (default), colour, count, place.
         config: needed only if the set has several configurations.
         class_level: which folders of a folder of images are the classes, from 1 below the splits (default).
+        labels_file: a table with the labels of a folder of images (csv, tsv, jsonl, parquet).
 
     Raises UserError with the way out if there is no such set, split or column.
     """
@@ -77,15 +80,18 @@ def load_images(
     if path == "shapes" or is_packed(path):
         refuse_class_level(path, class_level)
     if path == "shapes":
+        if labels_file is not None:
+            raise UserError(f"--data.labels-file {labels_file} is for a folder of images; shapes has labels of its own")
         if label_column not in (None, *LABELS):
             raise UserError(f"shapes has no label column {label_column!r}; it has: {', '.join(LABELS)}")
         return Shapes(split, size, label_column or "shape")
     if is_packed(path):
-        if image_column or label_column:
+        if image_column or label_column or labels_file:
             raise UserError(f"{path} is packed and has no other columns: name columns when packing (tools/pack.py)")
         return PackedImages(path, split)
-    tables = {name: partial(load_table, path, name, config, class_level) for name in splits}
-    return TableImages(tables, path, split, image_column, label_column)
+    beside = {"labels_file": labels_file, "label_column": label_column}
+    tables = {name: partial(load_table, path, name, config, class_level, **beside) for name in splits}
+    return TableImages(tables, path, split, image_column, label_column, partial(folders_of_rows, path, split, config))
 
 
 def open_images(data: Source, split: str, size: tuple[int, int] = (32, 32)) -> Images:
@@ -98,6 +104,7 @@ def open_images(data: Source, split: str, size: tuple[int, int] = (32, 32)) -> I
         label_column=data.label_column,
         config=data.config,
         class_level=data.class_level,
+        labels_file=data.labels_file,
     )
 
 

@@ -11,6 +11,7 @@ from mpp.data.images import Images, Subset, open_images
 from mpp.data.pack_cache import packed_if_small
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import is_stream, plain_folder, split_names
+from mpp.data.sources.table import TableImages
 from mpp.data.streams import NO_LABELS, Stream, held_out
 from mpp.errors import UserError
 
@@ -125,12 +126,17 @@ def _label_names(images: Images, split: str, data: Data) -> list[str]:
     names = images.label_names
     if not names:
         why = folder.why_no_labels(split, data.class_level) if (folder := plain_folder(data.path)) else ""
-        raise UserError(
-            f"--data.path {data.path} has no labels{why} (split {split}); --data.label-column names their column"
-        )
+        raise UserError(f"--data.path {data.path} has no labels{why} (split {split}){_why_no_labels(images)}")
     if len(names) < 2:
         raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")
     return names
+
+
+def _why_no_labels(images: Images) -> str:
+    """What a set without labels has instead, and what to do."""
+    if isinstance(images, TableImages):
+        return images.why_no_labels()
+    return "; name their column when packing (mpp pack --data.label-column)"
 
 
 def open_splits(

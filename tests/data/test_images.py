@@ -80,7 +80,7 @@ def test_a_flat_folder_has_images_and_no_labels(tmp_path):
     assert images.where(1) == str(tmp_path / "1.png")
     with pytest.raises(UserError) as error:
         images.labels([0])
-    assert "--data.label-column" in one_line(error)
+    assert "put each class in a folder, or give a table of labels with --data.labels-file" in one_line(error)
 
 
 def test_folders_called_train_and_validation_are_splits(tmp_path):
@@ -104,7 +104,7 @@ def test_split_folders_without_class_folders_have_no_labels(tmp_path, folders):
         assert images.label_names is None
         with pytest.raises(UserError) as error:
             images.labels([0])
-        assert "no label column" in one_line(error)
+        assert "has no labels; put each class in a folder" in one_line(error)
 
 
 def test_a_class_called_like_a_split_is_a_class(tmp_path):
@@ -418,7 +418,7 @@ def test_parquet_written_by_datasets_keeps_its_classes(tmp_path):
     assert images.where(2) == f"{path}, train row 2"
 
 
-def write_parquet(path, **columns):
+def write_parquet(path, /, **columns):
     """Plain parquet, with nothing that says what the columns mean."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
@@ -501,7 +501,7 @@ def test_a_split_in_which_nothing_is_labelled_is_not_measured_on(tmp_path):
 def test_a_missing_label_of_plain_parquet_is_no_class(tmp_path, missing):
     of = float if missing != missing else int
     write_parquet(tmp_path / "train-0.parquet", image=encoded(1, 2, 3), label=[of(0), of(5), of(3)])
-    write_parquet(tmp_path / "validation-0.parquet", image=encoded(4, 5), label=[of(5), of(0)])
+    write_parquet(tmp_path / "validation-0.parquet", image=encoded(4, 5, 6), label=[of(5), of(0), of(3)])
     write_parquet(tmp_path / "test-0.parquet", image=encoded(6), label=pa.array([missing], pa.array([of(0)]).type))
     assert load_images(str(tmp_path), "test").label_names is None
     train, measured = open_labelled(LabelledData(path=str(tmp_path), cache=False), (8, 8), seed=0)
@@ -955,3 +955,250 @@ def test_several_label_columns_do_not_matter_until_labels_are_wanted(tmp_path):
         images.labels([0])
     assert "fine, coarse" in one_line(error)
     assert load_images(str(path), label_column="coarse").labels([0, 1]).tolist() == [1, 0]
+
+
+# Tables beside the pictures, and tables of paths
+
+
+def labels_of(path, split="train", **options):
+    """Each image of a split by name, with its class."""
+    images = load_images(str(path), split, **options)
+    names = images.label_names
+    found = images.labels(range(len(images))) if names else [None] * len(images)
+    files = [images.where(i).rsplit("/", 1)[1] for i in range(len(images))]
+    return {file: names[number] if names else None for file, number in zip(files, found, strict=True)}
+
+
+def pictures(folder, *names):
+    for value, name in enumerate(names):
+        put(folder / name, value)
+
+
+TRAIN, TEST = {"0.png": "a", "1.png": "b"}, {"2.png": "b", "3.png": "a"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name,label\n{}",
+        "file_name;label\n{}",
+        "file_name\tlabel\n{}",
+        "\ufefffile_name,label\r\n{}",
+        "sep=;\nfile_name;label\n\n{}",
+        '"file_name"|"label"\n{}',
+    ],
+)
+@pytest.mark.parametrize("above", [True, False])
+def test_metadata_is_read_whatever_separates_it_and_also_above_the_splits(tmp_path, text, above):
+    mark = next(mark for mark in ";\t|," if mark in text)
+    for split, labels in {"train": TRAIN, "test": TEST}.items():
+        pictures(tmp_path / split, *labels)
+    rows = {f"{split}/{name}": label for split, of in (("train", TRAIN), ("test", TEST)) for name, label in of.items()}
+    for place in (".",) if above else ("train", "test"):
+        own = {name.removeprefix(f"{place}/"): label for name, label in rows.items() if above or name.startswith(place)}
+        (tmp_path / place / "metadata.csv").write_text(
+            text.format("".join(map(f"{{}}{mark}{{}}\n".format, own, own.values())))
+        )
+    assert labels_of(tmp_path) == TRAIN
+    assert labels_of(tmp_path, "test") == TEST
+    assert greys(load_images(str(tmp_path))) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("image,label\n0.png,a\n", "has no column file_name (or *_file_name), which names the image of a row"),
+        ("image;label\n0.png;a\n", "its columns are: image, label (separator: ';')"),
+        ("image\tlabel\n0.png\ta\n", "its columns are: image, label (separator: a tab)"),
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("file_name,label\n", "has no rows; its columns are: file_name, label"),
+        ("file_name,label\n0.png,a\n1.png,b,c\n", "has 3 values in line 3, but 2 columns: file_name, label"),
+        ("file_name,label\n0.png,a\n1.png\n", "has 1 values in line 3, but 2 columns: file_name, label"),
+        ("file_name,file_name\n0.png,a\n", "has two columns of one name"),
+        ('file_name,label\n"0.png,a\n', "cannot be read (unexpected end of data)"),
+        ("file_name,a\x1b[31m\n0.png,a,b\n", "file_name, a\\x1b[31m (separator"),
+        ("file_name,label\nno.png,a\n", "no row of"),
+        (b"file_name,label\n\xff.png,a\n", "is not text in UTF-8 (byte 16); save it in UTF-8"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_named_with_the_cause(tmp_path, text, says):
+    pictures(tmp_path, "0.png", "1.png")
+    (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    for ask in (load_images, lambda path: open_labelled(LabelledData(path), (8, 8), seed=0)):
+        with pytest.raises(UserError) as error:
+            ask(str(tmp_path))
+        if ask is load_images:
+            assert str(tmp_path / "metadata.csv") in one_line(error)
+            assert says in one_line(error)
+
+
+@pytest.mark.parametrize("text", ['{"image": "0.png"}\n', '{"file_name": "0.png"}\n{"file\n', "[1]\n", ""])
+def test_damaged_jsonl_metadata_is_named(tmp_path, text):
+    pictures(tmp_path, "0.png")
+    (tmp_path / "metadata.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"metadata.jsonl .*(no column file_name|line 2|no object in line 1|no rows)"):
+        load_images(str(tmp_path))
+
+
+def test_images_without_a_row_and_rows_without_an_image_are_counted(tmp_path):
+    pictures(tmp_path, *(f"{i}.png" for i in range(5)))
+    (tmp_path / "metadata.csv").write_text("file_name,label\n3.png,a\n1.png,b\n9.png,a\n1.png,b\n")
+    with pytest.warns(UserWarning, match="left out") as told:
+        assert labels_of(tmp_path) == {"3.png": "a", "1.png": "b"}
+    text = "\n".join(str(warning.message) for warning in told)
+    table = tmp_path / "metadata.csv"
+    assert f"left out: 3 images of split train without a row in {table}, the first: {tmp_path}/0.png" in text
+    assert f"left out: 1 row of {table} without an image in the set, the first: 9.png" in text
+    assert f"1 image named by more than one row of {table}, the first: 1.png" in text
+
+
+@pytest.mark.parametrize("kind", ["id.csv", "name.tsv", "path.jsonl", "path.parquet", "no header.txt", "spaces.txt"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_labels_lie_in_a_file_beside_the_pictures(tmp_path, kind):
+    for split, labels in {"train": TRAIN, "test": TEST}.items():
+        pictures(tmp_path / split, *labels)
+    file = tmp_path / f"labels{kind[-8:]}".replace(" ", "_")
+    every = {f"{split}/{name}": label for split, of in (("train", TRAIN), ("test", TEST)) for name, label in of.items()}
+    if kind == "path.parquet":
+        write_parquet(file, image=list(every), breed=list(every.values()))
+    elif kind == "path.jsonl":
+        file.write_text("".join(f'{{"breed": "{label}", "where": "{path}"}}\n' for path, label in every.items()))
+    elif kind == "id.csv":
+        file.write_text("id,breed\n" + "".join(f"{path[-5]},{label}\n" for path, label in every.items()))
+    elif kind == "name.tsv":
+        file.write_text("breed\tname\n" + "".join(f"{label}\t{path[-5:]}\n" for path, label in every.items()))
+    else:
+        mark = " " if kind == "spaces.txt" else "\t"
+        file.write_text("".join(f"{path[-5:]}{mark}{label}\n" for path, label in every.items()))
+    with pytest.raises(UserError) as error:
+        open_labelled(LabelledData(path=str(tmp_path)), (8, 8), seed=0)
+    assert f"{file.name} lies beside: --data.labels-file {file}" in one_line(error)
+    assert labels_of(tmp_path, labels_file=str(file)) == TRAIN
+    assert labels_of(tmp_path, "test", labels_file=file.name) == TEST
+
+
+def test_the_label_column_of_a_labels_file_is_chosen_by_name(tmp_path):
+    pictures(tmp_path, *TRAIN)
+    (tmp_path / "l.csv").write_text("id,breed,sex\n0,a,f\n1,b,m\n")
+    with pytest.raises(UserError, match=r"--data.label-column must name .*; besides id, .* has: id, breed, sex"):
+        labels_of(tmp_path, labels_file="l.csv")
+    with pytest.raises(UserError, match=r"--data.label-column age is none of .* has: id, breed, sex"):
+        labels_of(tmp_path, labels_file="l.csv", label_column="age")
+    assert labels_of(tmp_path, labels_file="l.csv", label_column="sex") == {"0.png": "f", "1.png": "m"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,b\nx,y\n", "has no column that names images of"),
+        ("id,label\n0,x\n../../y.png,z\n", "leads out of"),
+        ("id,label\n0,x\nhttps://host/y.png,z\n", "leads out of"),
+        ("id,label\n0,x\n1,z\n", "0 in .* names several images"),
+    ],
+)
+def test_a_labels_file_that_does_not_fit_is_named(tmp_path, text, says):
+    pictures(tmp_path / "train", *(["0.png"] if "several" not in says else ["x/0.png", "y/0.png", "y/1.png"]))
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+        load_images(str(tmp_path), labels_file=str(tmp_path / "l.csv"))
+    assert str(tmp_path / "l.csv") in one_line(error)
+    with pytest.raises(UserError, match=r"--data.labels-file n.csv does not exist, nor does .*/n.csv"):
+        load_images(str(tmp_path), labels_file="n.csv")
+
+
+def several_labels_in(root, kind):
+    """A set with several labels an image; returns its path and options."""
+    if kind in ("lists", "flags"):
+        own = {"label": [["a"], ["a", "b"]]} if kind == "lists" else {"cat": [0, 1], "dog": [True, True]}
+        write_parquet(root / "set" / "train-0.parquet", image=encoded(1, 2), **own)
+        write_parquet(root / "set" / "test-0.parquet", image=encoded(3, 4), **own)
+        return root / "set", {}
+    for split in ("train", "test"):
+        pictures(root / split, f"{split}0.png", f"{split}1.png")
+    names = [f"{split}{i}" for split in ("train", "test") for i in (0, 1)]
+    rows = {
+        "lists in jsonl": '{{"id": "{0}", "label": ["a", "b"]}}',
+        "flags in csv": "{0},1,0",
+        "twice": "{0},a\n{0},b",
+    }
+    head = {"lists in jsonl": "", "flags in csv": "id,cat,dog\n", "twice": "id,breed\n"}
+    file = root / ("l.jsonl" if "jsonl" in kind else "l.csv")
+    file.write_text(head[kind] + "\n".join(map(rows[kind].format, names)) + "\n")
+    return root, {"labels_file": str(file)}
+
+
+@pytest.mark.parametrize("kind", ["lists", "flags", "lists in jsonl", "flags in csv", "twice"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_several_labels_an_image_are_refused(tmp_path, kind):
+    path, options = several_labels_in(tmp_path, kind)
+    with pytest.raises(UserError) as error:
+        open_labelled(LabelledData(path=str(path), **options), (8, 8), seed=0)
+    assert "several labels an image are not supported" in one_line(error)
+    if kind != "flags in csv":
+        assert len(load_images(str(path), **options)) == 2  # to pretrain on
+    if kind.startswith("lists"):
+        with pytest.raises(UserError, match="several labels an image are not supported"):
+            load_images(str(path), label_column="label", **options).labels([0])
+
+
+def test_a_split_without_rows_keeps_its_class_folders(tmp_path):
+    for name in ("train/a/0.png", "train/b/1.png", "val/2.png", "val/3.png"):
+        put(tmp_path / name, 1)
+    (tmp_path / "val.txt").write_text("2.png\tb\n3.png\ta\n")
+    with pytest.warns(UserWarning, match="no image of split train has a row in .*val.txt; they are used without one"):
+        assert labels_of(tmp_path, "validation", labels_file="val.txt") == TEST
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "folder"])
+def test_paths_in_a_table_are_relative_to_the_table(tmp_path, monkeypatch, kind):
+    for split in ("train", "test"):
+        pictures(tmp_path / "set" / split / "img", "0.png", "1.png")
+    put(tmp_path / "elsewhere" / "img" / "0.png", 99)
+    paths = ["img/1.png", "img/0.png"]
+    if kind in ("parquet", "folder"):
+        for split in ("train", "test") if kind == "folder" else ("train",):
+            write_parquet(tmp_path / "set" / split / f"{split}.parquet", path=paths, label=[1, 0])
+        card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        card += "".join(f"  - split: {split}\n    path: {split}/*.parquet\n" for split in ("train", "test"))
+        (tmp_path / "set" / "README.md").write_text(f"{card}---\n")  # else it is a folder of images
+    elif kind == "csv":
+        (tmp_path / "set" / "train" / "train.csv").write_text("path,label\nimg/1.png,1\nimg/0.png,0\n")
+    else:
+        rows = '{"path": "img/1.png", "label": 1}\n{"path": "img/0.png", "label": 0}\n'
+        (tmp_path / "set" / "train" / "train.jsonl").write_text(rows)
+    path = tmp_path / "set" if kind == "folder" else tmp_path / "set" / "train" / f"train.{kind}"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for split in split_names(str(path)):
+        images = load_images(str(path), split)
+        assert greys(images) == [1, 0]
+        assert images.labels([0, 1]).tolist() == [1, 0]
+        assert images.where(0) == str(tmp_path / "set" / split / "img" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    assert greys(load_images(str(path.relative_to(tmp_path)))) == [1, 0]
+
+
+def test_numbers_with_a_fraction_are_told_as_classes_and_refused_if_they_are_measurements(tmp_path):
+    write_parquet(tmp_path / "few" / "train-0.parquet", image=encoded(*range(8)), label=[0.5, 1.5] * 4)
+    with pytest.warns(UserWarning, match="column label of .* makes 2 classes from 8 values, which are numbers"):
+        assert load_images(str(tmp_path / "few")).label_names == ["0.5", "1.5"]
+    write_parquet(
+        tmp_path / "many" / "train-0.parquet", image=encoded(*range(8)), label=[20.5 + i // 2 for i in range(8)]
+    )
+    write_parquet(tmp_path / "many" / "test-0.parquet", image=encoded(*range(2)), label=[7.25, 1.5])
+    with pytest.raises(UserError) as error:
+        open_labelled(LabelledData(path=str(tmp_path / "many")), (8, 8), seed=0)
+    assert "makes 6 classes from 10 values: these are measurements, and regression is not supported" in one_line(error)
+    assert len(load_images(str(tmp_path / "many"))) == 8  # to pretrain on
+
+
+def test_names_from_a_table_are_printable(tmp_path):
+    write_parquet(tmp_path / "t.parquet", image=encoded(1, 2), label=["a\x1b[31m", "b\nc"])
+    assert load_images(str(tmp_path / "t.parquet")).label_names == ["a\\x1b[31m", "b\\nc"]
+    write_parquet(tmp_path / "u.parquet", image=encoded(1), **{"x\x1b[2J\u202e": [1]})
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path / "u.parquet"), label_column="none")
+    assert "x\\x1b[2J\\u202e" in one_line(error)
+    with pytest.raises(UserError) as error:
+        load_images(str(tmp_path / "u.parquet")).labels([0])
+    assert "x\\x1b[2J\\u202e" in one_line(error)

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpp.data.decode import is_within, printable
-from mpp.errors import UserError, first_line
+from mpp.data.decode import is_within
+from mpp.errors import UserError, first_line, printable
 
 if TYPE_CHECKING:
     from datasets.utils.metadata import MetadataConfigs

@@ -27,8 +27,8 @@ class Folder:
 
     @property
     def plain(self) -> bool:
-        """Whether images and folders are all there is: no table, shard or metadata."""
-        return not (self.listing.tables or self.listing.metadata)
+        """Whether images, folders and metadata are all there is: no other table, no shard."""
+        return not self.listing.tables
 
     @property
     def splits(self) -> list[str]:

@@ -12,11 +12,9 @@ import numpy as np
 from PIL import Image
 
 from mpp.data.decode import FORMATS
+from mpp.data.sources.columns import METADATA
 from mpp.data.sources.layout import Parts
 from mpp.errors import UserError, printable, warn
-
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # an image behind one of these is named as one that cannot be read
 
@@ -53,7 +51,7 @@ class Listing:
     empty: list[str] = field(default_factory=list)  # images of no bytes
     changed: dict[str, int] = field(default_factory=dict)  # folder -> when it last changed, in nanoseconds
     tables: bool = False  # whether tables or shards lie among the files
-    metadata: bool = False  # whether a metadata table describes the images
+    metadata: list[str] = field(default_factory=list)  # the paths of tables that describe the images
 
     @classmethod
     def of(cls, folder: str) -> Listing:
@@ -115,8 +113,9 @@ class Listing:
                     file.path
                 )
             return
-        self.metadata |= file.name in _METADATA
-        self.tables |= extension in (".parquet", ".tar", ".arrow") and file.name not in _METADATA
+        if file.name in METADATA:
+            self.metadata.append(file.path)
+        self.tables |= extension in (".parquet", ".tar", ".arrow") and file.name not in METADATA
         if extension == ".tar" and file.is_file() and not _ends_in_zeros(file.path):
             raise UserError(
                 f"--data.path {self.folder}: the shard {printable(file.path)} is damaged or cut short (a .tar file "

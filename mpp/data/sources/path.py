@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mpp.config.hub import missing, on_hub
 from mpp.data.contents import files_contents
+from mpp.data.sources.beside import as_table, described, labels_rows, metadata_rows, place_of_labels
 from mpp.data.sources.cards import configurations, refuse_outside
+from mpp.data.sources.columns import read_columns, typed
 from mpp.data.sources.folders import Folder, look_through
 from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
@@ -37,6 +38,8 @@ def split_names(path: str, config: str | None = None) -> list[str]:
         return list(SPLITS)
     if is_packed(path):
         return list(read_header(path).splits)
+    if is_text_table(path):
+        return ["train"]
     if is_saved(path):
         with naming_the_source(path):
             return saved_splits(os.path.expanduser(path))
@@ -49,8 +52,62 @@ def split_names(path: str, config: str | None = None) -> list[str]:
         return [str(split) for split in get_dataset_split_names(name, options.pop("name", None), **options)]
 
 
-def load_table(path: str, split: str, config: str | None = None, class_level: int | None = None) -> Dataset:
-    """The table of a split, its images encoded or as paths."""
+def load_table(
+    path: str,
+    split: str,
+    config: str | None = None,
+    class_level: int | None = None,
+    *,
+    labels_file: str | None = None,
+    label_column: str | None = None,
+) -> Dataset:
+    """The table of a split, its images encoded or as paths, with what tables beside the images say of them."""
+    if is_text_table(path) and labels_file is None:
+        columns = read_columns(os.path.expanduser(path))
+        return as_table({}, {name: typed(values) for name, values in columns.values.items()}, columns.file)
+    metadata = folder.listing.metadata if (folder := plain_folder(path)) else []
+    if labels_file is None and not metadata:
+        return _load_table(path, split, config, class_level)
+    if labels_file is None:
+        refuse_class_level(path, class_level)
+    labels = None if labels_file is None else place_of_labels(path, labels_file)
+    pictures = {name: _load_table(path, name, config, class_level) for name in split_names(path, config)}
+    if any("image" not in table.column_names for table in pictures.values()):
+        raise UserError(f"--data.labels-file {labels_file} is for a folder of images, and {path} is read as tables")
+    if labels is None:
+        rows = metadata_rows(sorted(metadata), path)
+    else:
+        rows = labels_rows(labels, path, pictures.values(), label_column)
+    return described(pictures, split, path, rows)
+
+
+def folders_of_rows(path: str, split: str, config: str | None = None) -> list[tuple[int, str]]:
+    """The folders of a split's tables, to which paths in their rows are relative, each with the first of its rows."""
+    here = Path(path).expanduser().absolute()
+    if not here.is_dir() or is_saved(path):
+        return [(0, str(here.parent if here.exists() else here))]
+    import pyarrow.parquet as pq
+    from datasets import load_dataset_builder
+
+    name, options = source_of(path, config)
+    with naming_the_source(path):
+        files = list(map(str, (load_dataset_builder(name, **options).config.data_files or {}).get(split, [])))
+        if not all(file.endswith(".parquet") for file in files):
+            return [(0, str(here))]
+        first, found = 0, []
+        for file in files:
+            found.append((first, os.path.dirname(file)))
+            first += pq.read_metadata(file).num_rows
+        return found
+
+
+def is_text_table(path: str) -> bool:
+    """Whether a path is a table of paths of images as text: csv, tsv or jsonl."""
+    here = os.path.expanduser(path)
+    return here.lower().endswith((".csv", ".tsv", ".jsonl")) and os.path.isfile(here)
+
+
+def _load_table(path: str, split: str, config: str | None, class_level: int | None) -> Dataset:
     if folder := plain_folder(path):
         return folder.table(split, class_level)
     refuse_class_level(path, class_level)
@@ -91,7 +148,7 @@ def refuse_class_level(path: str, class_level: int | None) -> None:
 
 
 def plain_folder(path: str) -> Folder | None:
-    """The folder of images that a path names; None for other sets: tables, shards, images with a card or metadata.
+    """The folder of images that a path names; None for other sets: tables, shards, images with a card.
 
     Raises UserError for a folder without images.
     """
@@ -116,20 +173,13 @@ def source_of(path: str, config: str | None = None) -> tuple[str, dict[str, Any]
                 options = {"name": _chosen(path, named, config)}
                 refuse_outside(str(here), str(options["name"]))
                 return str(here), options
-            folder = look_through(str(here))
-            if folder.listing.tables or folder.by_name or not folder.listing.images:
-                return str(here), {}
-            names = {
-                split: [glob.escape(str(here.joinpath(*head))) for head in heads]
-                for split, heads in folder.layout.heads.items()
-            }
-            return "imagefolder", {"data_files": {split: [f"{name}/**" for name in names[split]] for split in names}}
+            return str(here), {}
         if here.suffix == ".parquet" and here.is_file():
             return "parquet", {"data_files": {"train": str(here)}}
     if here.exists():
         raise UserError(
-            f"--data.path {path} is a file that is neither parquet nor packed; give a folder of images, a .parquet "
-            f"file, or a file from tools/pack.py"
+            f"--data.path {path} is a file that is neither parquet nor packed, nor csv, tsv or jsonl; give a folder of "
+            f"images, one of these tables, or a file from tools/pack.py"
         )
     if (there := on_hub(path, "--data.path")) is None:
         raise missing("--data.path", path)
@@ -188,7 +238,7 @@ def _details(error: BaseException) -> list[str]:
 
 def is_stream(path: str, config: str | None = None) -> bool:
     """Whether a path is a set of WebDataset shards (a local folder of .tar files, or such a set on the hub)."""
-    if path == "shapes" or is_packed(path) or is_saved(path) or plain_folder(path):
+    if path == "shapes" or is_packed(path) or is_text_table(path) or is_saved(path) or plain_folder(path):
         return False
     from datasets import load_dataset_builder
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpp.data.decode import is_within, printable
-from mpp.errors import UserError
+from mpp.data.decode import is_within
+from mpp.errors import UserError, printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
