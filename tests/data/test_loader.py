@@ -383,7 +383,7 @@ def test_a_subset_is_some_images_of_a_set(tmp_path):
 def test_a_subset_of_a_set_without_labels_has_none(tmp_path):
     subset = Subset(grey_folder(tmp_path, 3), np.array([1]))
     assert subset.label_names is None
-    with pytest.raises(UserError, match="label-column"):
+    with pytest.raises(UserError, match="labels-file"):
         subset.labels([0])
 
 
