@@ -269,7 +269,7 @@ def test_a_configuration_of_a_set_that_has_none_is_refused(tmp_path, kind):
 def test_the_configurations_of_a_set_on_the_hub_are_listed(monkeypatch):
     message = "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample of usage: x"
 
-    def load_dataset_builder(*_):
+    def load_dataset_builder(*_, **__):
         raise ValueError(message)
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
