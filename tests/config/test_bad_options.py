@@ -267,7 +267,7 @@ def test_one_class_only_is_said_in_one_line(tmp_path, command):
     for name in ("train", "test"):
         put(folder / name / "cat" / "0.png", 1)
         put(folder / name / "cat" / "1.png", 2)
-    with pytest.raises(UserError, match=r"one class only|has no labels: .*; --data\.label-column"):
+    with pytest.raises(UserError, match=r"one class only|has no labels: .*--data\.labels-file"):
         command(["--data.path", str(folder), "--output", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
