@@ -70,7 +70,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         result = finish(output, config, result)
         if config.export_predictions and job.predictions:
             export(job.predictions, job.eval_images, job.model.classes, config.export_predictions, config.overwrite)
-        title = f"{config.init} fine-tuned for {outcome.step:,} steps with {len(images):,} labels"
+        title = f"{config.init} fine-tuned for {outcome.step:,} steps with {result['labels']:,} labels"
         print(closing_summary(result, config.data.path, output, title))
     return result
 

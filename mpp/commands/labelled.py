@@ -51,7 +51,7 @@ def write_result(job: Classify, command: str, output: Path, outcome: Outcome) ->
         "step": outcome.step,
         "images_seen": outcome.step * job.config.train.batch_size,
         "seconds": round(outcome.seconds, 1),
-        "labels": job.data.count,
+        "labels": outcome.images,
         "classes": len(model.classes),
         "eval_images": len(job.predictions.index),
         "per_class_top1": job.predictions.per_class(model.classes),

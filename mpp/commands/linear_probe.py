@@ -16,7 +16,7 @@ from torch import Tensor
 from mpp.config.command_line import write_toml
 from mpp.config.commands import LinearProbe
 from mpp.config.options import Probe
-from mpp.data.batches import readable
+from mpp.data.batches import readable, refuse_too_many
 from mpp.data.identity import keep
 from mpp.data.images import Images
 from mpp.data.loader import eval_loader, no_draws
@@ -135,8 +135,11 @@ def features_of(
         workers=workers_of(config.data, accelerator),
     )
 
-    batches = readable(loader, config.data.on_error, unreadable)
+    left_out: dict[str, str] = {}
+    batches = readable(loader, config.data.on_error, left_out)
     features, indices = extract(vit, batches, config.model.pool, layers, accelerator, total=len(images))
+    refuse_too_many(len(images) - len(indices), len(images), config.data, left_out)
+    unreadable |= left_out
     return features, torch.from_numpy(images.labels(indices.tolist()))
 
 

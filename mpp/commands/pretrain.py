@@ -53,8 +53,8 @@ def write_result(job: MaskedPatches, config: Pretrain, output: Path, outcome: Ou
         "step": outcome.step,
         "images_seen": outcome.step * config.train.batch_size,
         "seconds": round(outcome.seconds, 1),
-        "train_images": job.data.count,
-        "eval_images": len(job.eval_images),
+        "train_images": outcome.images,
+        "eval_images": job.measured,
         "target": config.data.target,
         "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
         "unreadable_images": outcome.unreadable,
@@ -68,7 +68,7 @@ def closing_summary(config: Pretrain, job: MaskedPatches, output: Path, outcome:
     better = max(neighbours, majority)
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
-        f"accuracy on the corrupted patches of {len(job.eval_images):,} held-out images:",
+        f"accuracy on the corrupted patches of {job.measured:,} held-out images:",
         f"  guessing the commonest colour          {majority:6.1%}",
         f"  guessing from the nearest visible      {neighbours:6.1%}",
         f"  the model                              {model:6.1%}",

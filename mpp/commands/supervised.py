@@ -41,7 +41,7 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
         then = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
         print(
             closing_summary(
-                result, config.data.path, output, f"After {outcome.step:,} steps with {len(images):,} labels", then
+                result, config.data.path, output, f"After {outcome.step:,} steps with {result['labels']:,} labels", then
             )
         )
     return result

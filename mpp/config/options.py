@@ -40,6 +40,8 @@ class Source:
     or id (its name without the extension), and one with its label, which --data.label-column names."""
     on_error: Harmless[Literal["stop", "skip"]] = "stop"
     """If an image cannot be read: stop and name it, or skip it, count it and report the count at the end."""
+    max_bad: Harmless[Share] = 0.5
+    """The share of images, in 0..1, that --data.on-error skip may leave out; more end the command."""
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mpp.config.options import Source
 from mpp.data.loader import Batch
 from mpp.data.streams import Positions
 from mpp.errors import UserError
@@ -16,30 +17,65 @@ from mpp.errors import UserError
 Samples = list[tuple[Tensor, list[str] | None]]  # of each micro-batch: the images' indices (B,), their names if known
 
 
+_ENOUGH_TO_TELL = 10_000  # images of a stream, of which one shard may be bad and come first
+
+
 class Feed:
     """The micro-batches of a training, moved to the device.
 
-    It keeps what is not for the model: `samples` of the last step, `positions` in a stream, and `unreadable` images.
+    It keeps what is not for the model: `samples` of the last step, `positions` in a stream, and `unreadable` images,
+    which may be no more than --data.max-bad of the set's `count`, or of what was read of a stream (None).
     """
 
-    def __init__(self, loader: DataLoader, on_error: str, device: torch.device) -> None:
-        self.on_error, self.device = on_error, device
+    def __init__(
+        self, loader: DataLoader, data: Source, count: int | None, device: torch.device, unreadable: dict[str, str]
+    ) -> None:
+        self.data, self.count, self.device = data, count, device
         self.batches = iter(loader)  # draws a random number, so it comes before the first step seeds dropout
         self.samples: Samples = []
         self.positions: Positions = {}
-        self.unreadable: dict[str, str] = {}  # where -> why
+        self.unreadable = dict(unreadable)  # where -> why; those that were found before the run was resumed
+        self.read = self.bad = 0  # images of a stream
 
     def take(self, parts: int, waiting: Callable[[], AbstractContextManager[None]]) -> Iterator[Batch]:
         """The next `parts` micro-batches, on the device; `waiting` measures the time they take to come."""
         self.samples = []
         for _ in range(parts):
+            found: dict[str, str] = {}
             with waiting():
-                batch = next_batch(self.batches, self.on_error, self.unreadable)
+                batch = next_batch(self.batches, self.data.on_error, found)
+                self._count(found, len(batch["index"]))
                 self.positions |= batch.pop("positions", {})
                 index = batch.pop("index").clone()  # what comes from a worker keeps a file open
                 self.samples.append((index, batch.pop("where", None)))
                 batch = to_device(batch, self.device)
             yield batch
+
+    def _count(self, found: dict[str, str], images: int) -> None:
+        """Note the unreadable images that a batch names. Raises UserError once they are too many."""
+        self.unreadable |= found
+        self.read, self.bad = self.read + images, self.bad + min(len(found), images)
+        if self.count is not None:
+            refuse_too_many(len(self.unreadable), self.count, self.data, self.unreadable)
+        elif self.read >= _ENOUGH_TO_TELL:
+            refuse_too_many(self.bad, self.read, self.data, self.unreadable)
+
+    def judge(self, unreadable: dict[str, str], counts: Iterable[tuple[int, int]]) -> None:
+        """Raise UserError if too much could not be read of the part of a stream that all processes have read; `counts`
+        are `bad` and `read` of each."""
+        bad, read = (sum(column) for column in zip(*counts, strict=True))
+        if self.count is None:
+            refuse_too_many(bad, read, self.data, unreadable)
+
+
+def refuse_too_many(bad: int, of: int, data: Source, unreadable: Mapping[str, str], kind: str = "images") -> None:
+    """Raise UserError if more images than --data.max-bad allows, or all, could not be read."""
+    if bad and (bad >= of or bad > data.max_bad * of):
+        first = "".join(f", the first: {where} ({why})" for where, why in list(unreadable.items())[:1])
+        raise UserError(
+            f"{bad:,} of {of:,} {kind} in {data.path} could not be read{first}; is this the right set?"
+            + ("" if bad >= of else f" --data.max-bad {data.max_bad:g} allows no more")
+        )
 
 
 def next_batch(batches: Iterator[Batch], on_error: str, unreadable: dict[str, str]) -> Batch:

@@ -30,7 +30,7 @@ Batch = dict[str, Any]
 Draws = Callable[[Numbers], dict[str, torch.Tensor]]
 
 
-_MAX_SKIPS_IN_A_ROW = 1000
+StandIn = Callable[[int, Unreadable], int | None]  # the image that is read for one that cannot be, and why; None: none
 
 
 _OPEN_AT_ONCE = 32  # images: more reach the limit on open files, and all stay in memory decoded
@@ -72,13 +72,13 @@ def read_batch(
     seed: int,
     purpose: Purpose,
     *,
-    stand_in: Callable[[int], int] | None = None,
+    stand_in: StandIn | None = None,
     labels: bool = False,
 ) -> Batch:
     """Read samples into a batch.
 
-    batch["unreadable"] names unreadable images. The image of index `stand_in(index)` replaces each, and so on until one
-    is readable. Without `stand_in`, they are left out.
+    batch["unreadable"] names unreadable images. `stand_in` says which image replaces each, and so on until one is
+    readable. Without `stand_in`, they are left out.
     """
     numbers = Numbers(seed, purpose, samples.step, samples.places)
     indices, kept = samples.indices, list(range(len(samples)))  # in the set; in `samples`
@@ -98,7 +98,7 @@ def read_batch(
 
 
 def _cut(
-    images: Images, samples: Samples, view: View, numbers: Numbers, stand_in: Callable[[int], int] | None
+    images: Images, samples: Samples, view: View, numbers: Numbers, stand_in: StandIn | None
 ) -> tuple[list[np.ndarray], np.ndarray, list[int], dict[str, str]]:
     """Read and crop samples one by one: pixels, indices and numbers of the readable, and where -> why of the others."""
     wanted, bands = samples.indices.tolist(), bands_of(images)
@@ -108,8 +108,9 @@ def _cut(
     indices: list[int] = []
     kept: list[int] = []
     unreadable: dict[str, str] = {}
-    for number, (index, image) in enumerate(zip(wanted, opened, strict=True)):
-        for _ in range(_MAX_SKIPS_IN_A_ROW):
+    for number, (first, image) in enumerate(zip(wanted, opened, strict=True)):
+        index = first
+        while True:
             try:
                 if isinstance(image, Unreadable):
                     raise image
@@ -121,7 +122,9 @@ def _cut(
                 unreadable[images.where(index)] = str(error)
                 if stand_in is None:
                     break
-                index = stand_in(index)
+                if (other := stand_in(index, error)) in (None, first):  # there is none
+                    return arrays, np.array(indices, dtype=np.int64), kept, unreadable
+                index = other
                 image = images.read([index])[0]
     return arrays, np.array(indices, dtype=np.int64), kept, unreadable
 
@@ -137,7 +140,7 @@ class SampleReader(Dataset):
         self.seed, self.purpose, self.labels, self.replace = seed, purpose, labels, replace
 
     def __getitems__(self, samples: Samples) -> Batch:
-        stand_in = (lambda index: (index + 1) % len(self.images)) if self.replace else None
+        stand_in = (lambda index, error: (index + 1) % len(self.images)) if self.replace else None
         return read_batch(
             self.images,
             samples,

@@ -33,6 +33,7 @@ def pack(
     source: str,
     short_side: int | None = None,
     skip_unreadable: bool = False,
+    max_bad: float = 1.0,
     labels: bool = True,
     only_size: tuple[int, int] | None = None,
     channels: int | None = None,
@@ -43,6 +44,7 @@ def pack(
 
     Args:
         short_side: shrink larger images to this short side in pixels (antialiased); None keeps their size.
+        max_bad: the share of the images, in 0..1, that may be skipped.
         source: identifies the set, so that a changed set is detected.
         labels: whether to pack the labels too, if the set has any.
         only_size: refuse images of any other (H, W).
@@ -81,6 +83,11 @@ def pack(
                                     f"--data.on-error skip leaves such images out"
                                 ) from error
                             state["unreadable"][images.where(index)] = str(error)
+                            if len(bad := state["unreadable"]) > max_bad * total:
+                                raise UserError(
+                                    f"{len(bad):,} of {total:,} images could not be read, the first: {next(iter(bad))} "
+                                    f"({next(iter(bad.values()))}); --data.max-bad {max_bad:g} allows no more"
+                                ) from error
                             continue
                         if only_size and array.shape[:2] != only_size:
                             raise UserError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from mpp.data.loader import Batch, Draws, Samples, Share, as_it_is, leave_signal
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import naming_the_source, source_of
 from mpp.data.sources.table import pick_column
-from mpp.errors import UserError, printable
+from mpp.errors import UserError, first_line, printable
 
 if TYPE_CHECKING:
     from datasets import IterableDataset as Shards
@@ -43,6 +43,9 @@ NO_LABELS = "WebDataset shards are read without labels; give --data.path parquet
 
 
 Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples read in it)
+
+
+Sample = tuple[str, dict | Unreadable]  # its place, and the encoded image or why there is none
 
 
 class Stream:
@@ -90,14 +93,20 @@ class Stream:
         """The files of these shards."""
         return [self._contents.names[i] for i in self.indices]
 
-    def samples(self, number: int) -> Iterator[tuple[str, dict]]:
-        """Yield the place and the encoded image of each sample of shard `number`."""
-        shard = self.shards.shard(num_shards=self.shards.num_shards, index=self.indices[number])
-        with naming_the_source(self.path):
-            # .iter(): plain iteration divides rows among DataLoader workers, which `StreamReader` does itself
-            for rows in shard.iter(batch_size=16):
-                urls, keys = rows["__url__"], rows["__key__"]
-                yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
+    def samples(self, number: int) -> Iterator[Sample]:
+        """Yield the place and the encoded image of each sample of shard `number`. Of a damaged shard, the rest is one
+        unreadable sample."""
+        index = self.indices[number]
+        shard = self.shards.shard(num_shards=self.shards.num_shards, index=index)
+        try:
+            with naming_the_source(self.path):
+                # .iter(): plain iteration divides rows among DataLoader workers, which `StreamReader` does itself
+                for rows in shard.iter(batch_size=16):
+                    urls, keys = rows["__url__"], rows["__key__"]
+                    yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
+        except UserError as error:
+            why = printable(first_line(error.__cause__ or error))
+            yield f"{self._contents.names[index]}: the rest of the shard", Unreadable(why)
 
 
 def refuse_dots_in_keys(path: str) -> None:
@@ -121,11 +130,10 @@ def refuse_dots_in_keys(path: str) -> None:
             )
 
 
-def held_out(stream: Stream, count: int | None) -> Row:
+def held_out(stream: Stream, count: int | None) -> Kept:
     """The first `count` samples of a stream, kept in memory encoded, to be read by index for evaluation."""
     every = (sample for number in range(len(stream.indices)) for sample in stream.samples(number))
-    samples = dict(enumerate(islice(every, count)))
-    return Row(samples, len(samples), stream)
+    return Kept(list(islice(every, count)), stream)
 
 
 class StreamReader(IterableDataset):
@@ -158,49 +166,136 @@ class StreamReader(IterableDataset):
         turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         width = self.share.batch_size // self.lanes  # samples of a lane in every batch
         mine = sorted({place // width for micro in range(self.share.accumulate) for place in self.share.places(micro)})
-        lanes = {n: Lane(self.stream, self.seed, n, self.lanes, self.positions.get(n, (0, 0))) for n in mine}
+        lanes = Lanes(self.stream, self.seed, self.lanes, width, self.start, self.positions)
         number = 0
         for step in range(self.start, self.steps):
-            found = {n * width + i: next(lane) for n, lane in lanes.items() for i in range(width)}
-            row = Row(found, width, self.stream)
+            row = Row(lanes, step)
+            positions = {n: lanes.rows(n, step).position for n in mine}
             for micro in range(self.share.accumulate):
                 if number % workers == turn:
                     places = self.share.places(micro)
                     samples = Samples(np.asarray(places), step, places)
                     batch = read_batch(
-                        row, samples, self.view, self.draws, self.seed, Purpose.TRAIN, stand_in=row.next_of_lane
+                        row, samples, self.view, self.draws, self.seed, Purpose.TRAIN, stand_in=row.stand_in
                     )
                     batch["where"] = [row.where(place) for place in batch["index"].tolist()]  # only known here
-                    yield batch | {"positions": {n: lane.position for n, lane in lanes.items()}}
+                    yield batch | {"positions": positions}
                 number += 1
 
 
-class Row:
-    """A set of images: the samples of `stream` that a process has read for one global batch, by place."""
+class Kept:
+    """A set of images: samples of `stream` in memory, by index."""
 
     label_names = None
 
-    def __init__(self, samples: dict[int, tuple[str, dict]], width: int, stream: Stream) -> None:
-        self.samples, self.width, self.stream, self.bands = samples, width, stream, stream.bands
+    def __init__(self, samples: list[Sample], stream: Stream) -> None:
+        self.samples, self.stream, self.bands = samples, stream, stream.bands
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    def sample(self, index: int) -> Sample:
+        return self.samples[index]
+
     def read(self, indices: Sequence[int]) -> list[Opened | Unreadable]:
-        return [open_image(self.samples[int(i)][1]) for i in indices]
+        found = (self.sample(int(index))[1] for index in indices)
+        return [image if isinstance(image, Unreadable) else open_image(image) for image in found]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
         raise UserError(NO_LABELS)
 
     def where(self, index: int) -> str:
-        return printable(self.samples[int(index)][0])
+        return printable(self.sample(int(index))[0])
 
     def contents(self, labels: bool = False) -> Contents:
         return self.stream.contents(labels)
 
-    def next_of_lane(self, place: int) -> int:
-        """The place that replaces an unreadable one: the next of its lane, which every process concerned has read."""
-        return place // self.width * self.width + (place + 1) % self.width
+
+class Row(Kept):
+    """A set of images: the samples of one global batch, by place. Those of the next batch have the numbers after them,
+    and so on: they stand in for what cannot be read. A process reads what it asks for."""
+
+    def __init__(self, lanes: Lanes, step: int) -> None:
+        super().__init__([], lanes.stream)
+        self.lanes, self.step = lanes, step
+
+    def __len__(self) -> int:
+        return self.lanes.count * self.lanes.width
+
+    def _find(self, index: int) -> tuple[list[Sample], int]:
+        ahead, place = divmod(index, len(self))
+        lane, number = divmod(place, self.lanes.width)
+        return self.lanes.rows(lane, self.step).row(ahead), number
+
+    def sample(self, index: int) -> Sample:
+        row, number = self._find(index)
+        return row[number]
+
+    def stand_in(self, index: int, error: Unreadable) -> int | None:
+        """The sample after one that cannot be read: the next of its lane in the batch, else of the other lanes, else of
+        the batches to come; None if a whole epoch has none. The same on any number of processes and workers."""
+        row, number = self._find(index)
+        row[number] = (row[number][0], error)  # it is not tried, nor kept in memory, again
+        ahead, place = divmod(index, len(self))
+        lane, width, count = place // self.lanes.width, self.lanes.width, self.lanes.count
+        last = self.lanes.rows(lane, self.step).epoch(0) + 1
+        while self.lanes.rows(lane, self.step).epoch(ahead) <= last:
+            for other in range(lane, lane + count):
+                row = self.lanes.rows(other % count, self.step).row(ahead)
+                for turn in range(number + 1, number + 1 + width):
+                    if not isinstance(row[turn % width][1], Unreadable):
+                        return ahead * len(self) + other % count * width + turn % width
+            ahead += 1
+        return None
+
+
+class Lanes:
+    """The lanes of a stream, each in rows of `width` samples, one a step. Those that a process asks for are opened."""
+
+    def __init__(self, stream: Stream, seed: int, count: int, width: int, start: int, positions: Positions) -> None:
+        self.stream, self.seed, self.count, self.width = stream, seed, count, width
+        self.start, self.positions = start, positions
+        self.open: dict[int, Rows] = {}
+
+    def rows(self, lane: int, step: int) -> Rows:
+        """The rows of a lane from `step` on."""
+        if lane not in self.open:
+            at = self.positions.get(lane, (0, 0))
+            self.open[lane] = Rows(Lane(self.stream, self.seed, lane, self.count, at), self.width, self.start)
+        self.open[lane].go_on_to(step)
+        return self.open[lane]
+
+
+class Rows:
+    """A lane in rows of samples, from one step on; later ones may be looked at ahead."""
+
+    def __init__(self, lane: Lane, width: int, step: int) -> None:
+        self.lane, self.width, self.step = lane, width, step
+        self.read: deque[tuple[list[Sample], tuple[int, int]]] = deque()  # rows, and the lane's position after each
+
+    def go_on_to(self, step: int) -> None:
+        while self.step < step:
+            self._reach(0)
+            self.read.popleft()
+            self.step += 1
+
+    def row(self, ahead: int) -> list[Sample]:
+        self._reach(ahead)
+        return self.read[ahead][0]
+
+    def epoch(self, ahead: int) -> int:
+        self._reach(ahead)
+        return self.read[ahead][1][0]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where the lane is after the row of this step."""
+        self._reach(0)
+        return self.read[0][1]
+
+    def _reach(self, ahead: int) -> None:
+        while len(self.read) <= ahead:
+            self.read.append(([next(self.lane) for _ in range(self.width)], self.lane.position))
 
 
 class Lane:
@@ -213,12 +308,12 @@ class Lane:
         self.position = position
         self.samples = self._from(position)
 
-    def __next__(self) -> tuple[str, dict]:
+    def __next__(self) -> Sample:
         epoch, done, sample = next(self.samples)
         self.position = (epoch, done)
         return sample
 
-    def _from(self, position: tuple[int, int]) -> Iterator[tuple[int, int, tuple[str, dict]]]:
+    def _from(self, position: tuple[int, int]) -> Iterator[tuple[int, int, Sample]]:
         epoch, done = position
         while True:
             empty = True
@@ -230,9 +325,9 @@ class Lane:
                 raise UserError(f"{self.stream.path}: the shards of lane {self.lane} hold no images")
             epoch, done = epoch + 1, 0
 
-    def _epoch(self, epoch: int) -> Iterator[tuple[str, dict]]:
+    def _epoch(self, epoch: int) -> Iterator[Sample]:
         rng = generator(self.seed, Purpose.ORDER, epoch, self.lane)
-        buffer: list[tuple[str, dict]] = []
+        buffer: list[Sample] = []
         for number in rng.permutation(self.numbers):
             for sample in self.stream.samples(int(number)):
                 buffer.append(sample)

@@ -91,7 +91,7 @@ def predict(
             rows = [batch["index"], labels, predicted, confidence, rank, loss, *best]
             mine.append(np.stack([row.cpu().double().numpy() for row in rows]))
             bar.update(len(batch["index"]) * accelerator.num_processes)
-    every = gather_object(mine) if accelerator.num_processes > 1 else mine
+    every = (gather_object(mine) if accelerator.num_processes > 1 else mine) or [np.empty((6 + 2 * top, 0))]
     table = np.concatenate(every, axis=1)
     table = table[:, np.argsort(table[0])]  # the same order, and so the same sums, on any number of processes
     index, label, predicted, confidence, rank, loss = table[:6]

@@ -40,7 +40,8 @@ def extract(
         for batch in batches:
             mine.append((batch["index"].numpy(), pooled(vit, batch["images"], pool, layers, accelerator).numpy()))
             bar.update(len(batch["index"]) * accelerator.num_processes)
-    every = gather_object(mine) if accelerator.num_processes > 1 else mine
+    nothing = [(np.empty(0, np.int64), np.empty((len(layers), 0, vit.embed_dim), np.float32))]
+    every = (gather_object(mine) if accelerator.num_processes > 1 else mine) or nothing
     indices = np.concatenate([index for index, _ in every])
     order = np.argsort(indices)
     features = np.concatenate([part for _, part in every], axis=1)[:, order]

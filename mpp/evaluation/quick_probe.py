@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -10,7 +12,7 @@ from torch import Tensor
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
-from mpp.data.batches import readable
+from mpp.data.batches import readable, refuse_too_many
 from mpp.data.images import Images, Subset
 from mpp.data.loader import eval_loader, no_draws
 from mpp.data.splits import draw_labels, open_fitted
@@ -55,7 +57,12 @@ class QuickProbe:
             batch_size=self.config.eval.batch_size,
             labels=True,
         )
-        batches = list(readable(loader, self.config.data.on_error, unreadable))
+        left_out: dict[str, str] = {}
+        batches = list(readable(loader, self.config.data.on_error, left_out))
+        read = sum(len(batch["images"]) for batch in batches)
+        data = dataclasses.replace(self.config.data, path=self.config.eval.probe or "")
+        refuse_too_many(len(images) - read, len(images), data, left_out)
+        unreadable |= left_out
         return torch.cat([batch["images"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
 
     def _features(self, vit: ViT, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpp.config.commands import FineTune, Supervised
 from mpp.config.options import Data, LabelledAugment
 from mpp.data.augment import View, mixed, normalise
-from mpp.data.batches import readable
+from mpp.data.batches import readable, refuse_too_many
 from mpp.data.images import Images
 from mpp.data.loader import Batch, Share, eval_loader, no_draws
 from mpp.data.randomness import Purpose, generator
@@ -175,4 +175,7 @@ def predict_set(
     )
     relabel = torch.tensor([number_of[name] for name in names]) if labelled else None
     batches = readable(loader, data.on_error, unreadable)
-    return predict(model, batches, relabel, accelerator, len(images), top)
+    found = predict(model, batches, relabel, accelerator, len(images), top)
+    kind = "held-out images" if labelled else "images"
+    refuse_too_many(len(images) - len(found.index), len(images), data, unreadable, kind)
+    return found

@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width
 from mpp.data.augment import View, normalise
-from mpp.data.batches import readable, to_device
+from mpp.data.batches import readable, refuse_too_many, to_device
 from mpp.data.images import Images, Subset
 from mpp.data.loader import Batch, eval_loader
 from mpp.data.streams import Stream
@@ -82,6 +82,7 @@ class MaskedPatches:
         refuse_too_many_bins(self.target.num_outputs, vit, config)
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
         self.unreadable: dict[str, str] = {}
+        self.measured = 0  # held-out images that could be read
         self.probe = QuickProbe(config, accelerator, self.unreadable) if config.eval.probe else None
         self.workers = workers_of(config.data, accelerator)
         c, a = config.corrupt, config.augment
@@ -134,6 +135,9 @@ class MaskedPatches:
             for cell, count in zip(truth.unbind(-1), counts, strict=True):
                 count += torch.bincount(cell.flatten(), minlength=self.target.num_bins)
         sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
+        self.measured = round(sums[3].item())
+        every = len(self.eval_images)
+        refuse_too_many(every - self.measured, every, self.config.data, self.unreadable, "held-out images")
         loss, accuracy, neighbours = (sums[:3] / sums[3]).tolist()
         probed = self.probe(model.vit) if self.probe else {}  # type: ignore[arg-type]
         return probed | {

@@ -48,6 +48,7 @@ class Start:
     positions: Positions = field(default_factory=dict)
     span: Span | None = None
     unevaluated: bool = False  # a stop cut the evaluation after that step
+    unreadable: dict[str, str] = field(default_factory=dict)  # training images found so far: where -> why
 
 
 class Checkpoints:
@@ -99,7 +100,8 @@ class Checkpoints:
         self.accelerator.print(f"resuming {path} at step {state['step']}")
         positions = {int(lane): tuple(at) for lane, at in state["positions"].items()}
         span = Span(**state["span"]) if "span" in state else None
-        return Start(state["step"], state["seconds"], positions, span, state.get("unevaluated", False))
+        owed, unreadable = state.get("unevaluated", False), state.get("unreadable", {})
+        return Start(state["step"], state["seconds"], positions, span, owed, unreadable)
 
     def save(self, start: Start, learner: Learner, needed: bool) -> str | None:
         """Save where a run may go on; returns what to warn of if it cannot be written. All processes call it.
@@ -110,8 +112,7 @@ class Checkpoints:
         state = {"positions": gather_dicts(accelerator, start.positions), "seconds": start.seconds}
         state["data"] = recorded_digests(self.output)
         state["span"] = dataclasses.asdict(learner.span)
-        if start.unevaluated:
-            state["unevaluated"] = True
+        state |= {"unevaluated": start.unevaluated, "unreadable": gather_dicts(accelerator, start.unreadable)}
         model, optimizer = learner.model, learner.optimizer
         try:
             shards = sharding.write(self.folder, model, optimizer, accelerator) if learner.sharded else None

@@ -48,4 +48,5 @@ class Outcome:
     metrics: dict[str, float]  # of the last evaluation
     seconds: float  # of all starts of the command
     model: nn.Module  # with the weights that were evaluated: the last, or their running mean
+    images: int | None  # of the training set, without those that could not be read; None for a stream
     unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where -> why

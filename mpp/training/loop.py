@@ -40,7 +40,8 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
         config = dataclasses.replace(config, train=dataclasses.replace(options, accumulate=share.accumulate))  # type: ignore[arg-type]
     accelerator.gradient_accumulation_steps = share.accumulate
     progress = Progress(job, learner, config, accelerator, output, start.step, headline, flops)
-    feed = Feed(job.data.batches(share, start.step, start.positions), config.data.on_error, accelerator.device)
+    batches = job.data.batches(share, start.step, start.positions)
+    feed = Feed(batches, config.data, job.data.count, accelerator.device, start.unreadable)
     nonfinite = Finiteness(output, accelerator, options, learner, job.data.where, progress.warn)
     out_of_memory = explained_out_of_memory(
         lambda: what_is_done(progress.step + 1, share), what_to_lower(share), accelerator.device
@@ -82,15 +83,19 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
                 nonfinite.refuse()
                 with progress.clock.paused():
                     seconds = start.seconds + progress.clock.total()
-                    here = Start(step, seconds, feed.positions, unevaluated=due and not evaluated)
+                    owed = due and not evaluated
+                    here = Start(step, seconds, feed.positions, unevaluated=owed, unreadable=feed.unreadable)
                     if trouble := checkpoints.save(here, learner, needed=last or stopped):
                         progress.warn(trouble)
             if stopped:
                 raise Stopped(step)
 
     seconds = start.seconds + progress.clock.total()
-    unreadable = gather_dicts(accelerator, feed.unreadable | job.unreadable)
-    return Outcome(progress.step, progress.metrics, seconds, learner.evaluated(), unreadable)
+    unreadable = gather_dicts(accelerator, feed.unreadable)
+    feed.judge(unreadable, gather_dicts(accelerator, {accelerator.process_index: (feed.bad, feed.read)}).values())
+    used = None if job.data.count is None else job.data.count - len(unreadable)
+    unreadable |= gather_dicts(accelerator, job.unreadable)
+    return Outcome(progress.step, progress.metrics, seconds, learner.evaluated(), used, unreadable)
 
 
 def what_is_done(step: int, share: Share) -> str:

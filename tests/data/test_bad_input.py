@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, features
 
+from mpp.console import command
 from mpp.data.augment import View
 from mpp.data.decode import Unreadable, open_image, pixels
 from mpp.data.images import load_images
@@ -33,7 +34,19 @@ from mpp.data.sources.path import is_stream
 from mpp.data.streams import Stream
 from mpp.errors import UserError
 from mpp.run.folder import read_metrics
-from tests.helpers import chunk, declared_png, encode, launch, noise, one_line, pretrain, put, slopes, turned_file
+from tests.helpers import (
+    chunk,
+    declared_png,
+    encode,
+    launch,
+    noise,
+    one_line,
+    pretrain,
+    put,
+    reset_accelerate,
+    slopes,
+    turned_file,
+)
 
 MUTANTS = 320
 AVIF = {"avif": (".png", encode(slopes(40, 60), "AVIF"))} if features.check("avif") else {}
@@ -613,3 +626,36 @@ def test_metrics_of_a_run_over_bad_images_do_not_depend_on_workers(tmp_path):
         pretrain(tmp_path / workers, *options, "--data.workers", workers)
     first, second = ([line["train/loss"] for line in read_metrics(tmp_path / workers)] for workers in ("0", "2"))
     assert first == second
+
+
+def test_counts_are_of_the_images_that_were_read_and_none_is_an_error(tmp_path):
+    for number in range(12):
+        put(tmp_path / "set" / "train" / "ab"[number % 2] / f"{number}.png", 20 * number)
+        put(tmp_path / "set" / "test" / "ab"[number % 2] / f"{number}.png", 20 * number)
+    held_out = sorted((tmp_path / "set" / "test").rglob("*.png"))
+    for path in (tmp_path / "set" / "train" / "a" / "0.png", *held_out[:2]):
+        path.write_bytes(b"no image")
+    options = ["--data.path", str(tmp_path / "set"), "--data.on-error", "skip"]
+    shape = ["--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"]
+    training = [*shape, "--train.steps", "4", "--train.batch-size", "8"]
+    commands = {"pretrain": training, "finetune": training, "probe": [*shape, "--probe.shots", "1"]}
+
+    def run(name: str, number: str) -> dict:
+        reset_accelerate()
+        return command(name)([*commands[name], *options, "--output", str(tmp_path / f"{name}-{number}")])
+
+    for name in commands:
+        found = run(name, "1")
+        counts = (found["train_images" if name == "pretrain" else "labels"], found["eval_images"])
+        assert (name, counts, len(found["unreadable_images"])) == (name, (11, 10), 3)
+    for path in held_out[:7]:
+        path.write_bytes(b"no image")
+    for name in commands:
+        with pytest.raises(UserError, match=r"7 of 12 .*images in .*test/.*--data\.max-bad 0\.5 allows no more"):
+            run(name, "2")
+    for path in held_out:
+        path.write_bytes(b"no image")
+    options += ["--data.max-bad", "1"]
+    for name in commands:
+        with pytest.raises(UserError, match=r"12 of 12 .*images in .*test/.* is this the right set\?$"):
+            run(name, "3")

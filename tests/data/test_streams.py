@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -111,6 +113,74 @@ def test_a_damaged_image_in_a_shard_is_named_or_skipped(tmp_path, capsys):
     lines = pretrain(tmp_path / "skipped", "--data.path", str(folder), "--data.on-error", "skip")
     assert len(lines) == 6
     assert "1 images in" in capsys.readouterr().out
+
+
+def spoil(shard: Path, how: str) -> None:
+    """Damage a shard: every image in it, or the shard itself half-way."""
+    content = bytearray(shard.read_bytes())
+    if how == "images":
+        for at in [found.start() for found in re.finditer(b"\x89PNG", bytes(content))]:
+            content[at : at + 4] = b"<htm"
+    else:  # a member that says to be longer than the file
+        with tarfile.open(shard) as tar:
+            member = tar.getmembers()[8]
+        start, member.size = member.offset, 10**6
+        content[start:] = member.tobuf() + bytes(1024)
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(("how", "bad"), [("images", 0), ("images", 2), ("shard", 2)])
+def test_a_stream_goes_on_past_a_bad_shard_to_the_same_batches_however_they_are_read(tmp_path, how, bad):
+    folder = write_shards(tmp_path / "set", 5, 8)
+    spoil(folder / f"train-{bad:04d}.tar", how)
+    whole = batches(folder, Share(32))  # four lanes, of which one has the bad shard alone
+    assert all(len(batch["images"]) == 32 for batch in whole)
+    assert set(whole[0]["unreadable"]) <= {w for batch in whole for w in batch["unreadable"]}
+    assert all(f"train-{bad:04d}.tar" in where for batch in whole for where in batch["unreadable"])
+    assert len({where for batch in whole for where in batch["unreadable"]}) == (8 if how == "images" else 1)
+    for number, batch in enumerate(batches(folder, Share(32), workers=2)):
+        assert torch.equal(batch["images"], whole[number]["images"])
+    parts = [batches(folder, Share(32, rank, 4)) for rank in range(4)]
+    rest = batches(folder, Share(32), start=3, positions=whole[2]["positions"])
+    for step in range(6):
+        assert torch.equal(torch.cat([part[step]["images"] for part in parts]), whole[step]["images"])
+        assert step < 3 or torch.equal(rest[step - 3]["images"], whole[step]["images"])
+
+
+def test_a_row_of_unreadable_images_that_is_longer_than_a_batch_is_passed(tmp_path):
+    folder = write_shards(tmp_path / "set", 2, 20)
+    spoil(folder / "train-0000.tar", "images")
+    for batch in batches(folder, Share(5), steps=16):  # one lane; in each epoch some batches have not one good image
+        assert len(batch["images"]) == 5
+
+
+def test_a_bad_shard_is_counted_and_named_and_too_many_end_the_run(tmp_path, capsys):
+    folder = write_shards(tmp_path / "set", 5, 8)
+    spoil(folder / "train-0001.tar", "images")
+    options = ["--data.path", str(folder), "--train.batch-size", "32", "--data.on-error", "skip"]
+    options += ["--optim.decay", "none"]
+    straight = pretrain(tmp_path / "run", *options)
+    assert "8 images in" in (said := capsys.readouterr().out)
+    assert "left out, the first: " in said
+    pretrain(tmp_path / "cut", *options, "--train.steps", "4")
+    assert losses(pretrain(tmp_path / "cut", *options, "--resume")) == losses(straight)
+    found = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "cut")]
+    assert [len(result["unreadable_images"]) for result in found] == [8, 8]
+    with pytest.raises(UserError, match=r"48 of 192 images in .*train-0001\.tar: 0000.*--data\.max-bad 0\.2 allows no"):
+        pretrain(tmp_path / "strict", *options, "--data.max-bad", "0.2")
+    pretrain(tmp_path / "strict", *options, "--resume", "--data.max-bad", "0.25")
+
+
+def test_a_stream_with_no_image_that_can_be_read_ends_in_one_line(tmp_path):
+    folder = write_shards(tmp_path / "set", 3, 8)
+    options = ["--data.path", str(folder), "--data.on-error", "skip", "--data.max-bad", "1"]
+    spoil(folder / "train-0002.tar", "images")  # which is held out
+    with pytest.raises(UserError, match=r"8 of 8 held-out images in .*train-0002\.tar: 0000.* the right set\?$"):
+        pretrain(tmp_path / "held-out", *options)
+    for number in (0, 1):
+        spoil(folder / f"train-{number:04d}.tar", "images")
+    with pytest.raises(UserError, match="no readable image was found among 16 in a row"):
+        pretrain(tmp_path / "none", *options)
 
 
 def test_one_shard_alone_leaves_nothing_to_evaluate_on(tmp_path):
