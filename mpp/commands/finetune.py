@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mpp.commands.labelled import closing_summary, train_classifier, write_result
+from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.command_line import write_toml
 from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
@@ -48,6 +48,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first():
         images, test = open_labelled(config.data, vit.img_size, config.seed, images_seen(config.train))
+    tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
     digest = digest_of(config.init)
@@ -95,6 +96,8 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         images = open_measured(config.data, model.vit.img_size, alone=True, unlabelled=bool(config.export_predictions))
         images = at_most(images, config.eval.images)
     labelled = bool(images.label_names)
+    if labelled:
+        tell_classes(config.data, None, images, accelerator)
     data = keep(output, images, images, accelerator)
     unreadable: dict[str, str] = {}
     batch_size = config.eval.batch_size

@@ -1,22 +1,63 @@
-"""What training on labels has in common: supervised pretraining and fine-tuning."""
+"""What commands that need labels have in common: the classes they name first, training, and the result."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
+import numpy as np
 from accelerate import Accelerator
 
 from mpp.config.commands import FineTune, Supervised
+from mpp.config.options import Data
 from mpp.data.images import Images
 from mpp.data.loader import share_of
-from mpp.errors import UserError, printable
+from mpp.data.sources.path import plain_folder
+from mpp.errors import UserError, listed, printable, warn
 from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
 from mpp.models.sizes import refuse_odd_classes
 from mpp.models.vit import ViT
 from mpp.run.folder import unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
+
+
+def tell_classes(data: Data, train: Images | None, test: Images, accelerator: Accelerator) -> None:
+    """Print the classes and how many images each has to train on (without `train`: to be measured on). Warn if other
+    folders could be meant, and of classes that are measured but not trained on."""
+    if not accelerator.is_main_process:
+        return
+    names = test.label_names or []
+    if data.path == "shapes":  # which has images of all
+        print(f"classes: {listed(names)} ({len(names)})")
+        return
+    measured = images_by_class(test)
+    trained = measured if train is None else images_by_class(train)
+    print(f"classes: {listed(f'{name} {count}' for name, count in trained.items())} ({len(trained)})")
+    folder = plain_folder(data.path) if data.class_level is None else None
+    if folder and (choice := folder.classes().choice()):
+        warn(choice)
+    if missing := {name: count for name, count in measured.items() if name not in trained}:
+        alike = {_bare(name): name for name in trained}
+        twins = [f"{alike[_bare(name)]} for {name}" for name in missing if _bare(name) in alike]
+        some = "1 class is measured but has" if len(missing) == 1 else f"{len(missing):,} classes are measured but have"
+        counts = (f"{name} ({count:,} image{'s' * (count > 1)})" for name, count in missing.items())
+        under = f"; under another spelling there is {listed(twins)}: give a class one name" if twins else ""
+        warn(f"{some} no training image, without which a class cannot be learnt: {listed(counts)}{under}")
+
+
+def images_by_class(images: Images) -> dict[str, int]:
+    """The number of images of each class that has any."""
+    names = images.label_names or []
+    counts = np.bincount(images.labels(range(len(images))), minlength=len(names))
+    return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+
+
+def _bare(name: str) -> str:
+    """A class's name without case, spaces and marks: T-Shirt, t_shirt -> tshirt."""
+    return re.sub(r"[\W_]+", "", normalize("NFKC", name).casefold()) or name
 
 
 def train_classifier(

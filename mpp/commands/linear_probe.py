@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from mpp.commands.labelled import tell_classes
 from mpp.config.command_line import write_toml
 from mpp.config.commands import LinearProbe
 from mpp.config.options import Probe
@@ -61,6 +62,7 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     layers = probe_layers(config.probe.layer, vit.depth)
     with accelerator.main_process_first():
         train, test = open_labelled(config.data, vit.img_size, config.seed)
+    tell_classes(config.data, train, test, accelerator)
     data = keep(output, train, test, accelerator, labels=True)
     test = at_most(test, config.probe.eval_images)
     classes = len(train.label_names or [])

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from mpp.config.commands import Predict
 from mpp.data.images import Images
+from mpp.data.sources.classes import class_name
 from mpp.data.splits import open_measured
 from mpp.errors import listed, renamed, warn
 from mpp.evaluation.predictions import Predictions, refuse_unwritable, write_table
@@ -42,7 +43,7 @@ def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
 def has_its_classes(images: Images, model: Classifier, accelerator: Accelerator) -> bool:
     """Whether a set has labels that are the model's classes; warns if they are others."""
     names = images.label_names or []
-    others = [name for name in names if name not in set(model.classes)]
+    others = [name for name in names if class_name(name) not in set(map(class_name, model.classes))]
     if others and accelerator.is_main_process:
         warn(
             f"{listed(others)}: no class of the model is called so, and no accuracy is given; it knows "

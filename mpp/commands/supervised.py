@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mpp.commands.labelled import closing_summary, train_classifier, write_result
+from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen
 from mpp.data.identity import keep
@@ -30,6 +30,7 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
         images, test = open_labelled(
             config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
         )
+    tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
     set_seed(config.seed)

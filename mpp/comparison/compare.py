@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from mpp.commands.labelled import tell_classes
 from mpp.commands.linear_probe import probe_layers, refuse_more_shots_than_images
 from mpp.comparison.budget import cost_of, plan
 from mpp.comparison.pieces import Arm, Piece, arms_of, finetune_piece, probe_piece, run_piece, with_identity
@@ -37,6 +38,7 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     config = adopted(config)
     with accelerator.main_process_first():
         images, measured = open_downstream(config)
+    tell_classes(options_of(LabelledData, config.data), images, measured, accelerator)
     config = dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images)))
     counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
     arms = arms_of(config, output)

@@ -17,6 +17,7 @@ from mpp.data.batches import readable, refuse_too_many
 from mpp.data.images import Images
 from mpp.data.loader import Batch, Share, eval_loader, no_draws
 from mpp.data.randomness import Purpose, generator
+from mpp.data.sources.classes import class_name
 from mpp.data.splits import at_most
 from mpp.data.training_set import IndexedSet, Reading
 from mpp.errors import UserError
@@ -156,7 +157,8 @@ def predict_set(
     top: int = 1,
 ) -> Predictions:
     """What a `Classifier` says of a set; if it is `labelled`, its classes are among the model's, in whatever order."""
-    names, number_of = images.label_names or [], {name: number for number, name in enumerate(model.classes)}
+    names = [class_name(name) for name in images.label_names or []]
+    number_of = {class_name(name): number for number, name in enumerate(model.classes)}
     if labelled and (unknown := [name for name in names if name not in number_of]):
         raise UserError(
             f"--data.path {data.path} has classes that the model does not know ({', '.join(unknown[:5])}); "

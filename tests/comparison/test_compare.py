@@ -206,6 +206,7 @@ def test_the_supervised_arm_may_be_left_out(compared, tmp_path):
 def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
     assert compare(tmp_path / "none", "--dry-run") is None
     said = capsys.readouterr().out
+    assert re.search(r"^classes: .* \(\d+\)$", said, re.MULTILINE)
     assert "20 runs, of which 0 are done" in said
     assert "fine-tuning MPP with 40 labels, seed 1" in said
     assert re.search(r"about \d+ minutes in all", said)

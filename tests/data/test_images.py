@@ -941,6 +941,20 @@ def test_no_damage_raises_anything_but_unreadable(kind):
     assert all(reason and "\n" not in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+def test_two_unicode_forms_of_one_name_in_a_table_are_one_class(tmp_path, numbered):
+    nfd, nfc = "cafe\u0301", "caf\u00e9"
+    if numbered:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[nfd, "bar", nfc])})
+        rows = {"image": [flat(1), flat(2), flat(3)], "label": [0, 1, 2]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    else:
+        write_parquet(tmp_path / "a.parquet", image=encoded(1, 2, 3), label=[nfd, "bar", nfc])
+    images = load_images(str(tmp_path / "a.parquet"))
+    assert sorted(images.label_names) == ["bar", nfc]
+    assert [images.label_names[k] for k in images.labels(range(3))] == [nfc, "bar", nfc]
+
+
 def test_several_label_columns_do_not_matter_until_labels_are_wanted(tmp_path):
     path = tmp_path / "data.parquet"
     import datasets

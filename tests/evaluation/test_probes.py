@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -164,7 +165,9 @@ def test_the_command_judges_a_backbone_and_writes_its_result(backbone, tmp_path,
     assert all(0 <= written[f"eval/{name}"] <= 1 for name in names)
     assert written["eval/top1"] > 0.18  # colours can be told even by random weights; chance is 0.125
     assert result["layer"] in (1, 2)
-    assert "logistic regression" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "logistic regression" in said
+    assert re.search(r"^classes: .* \(8\)$", said, re.MULTILINE)
 
 
 def test_two_processes_find_exactly_what_one_finds(backbone, tmp_path):

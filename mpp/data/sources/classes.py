@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unicodedata import normalize
 
 from mpp.data.sources.layout import Parts, is_general
-from mpp.errors import printable
+from mpp.errors import listed, printable
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Classes:
         others = [level for level in range(1, deepest + 1) if level != self.level and not self._is_single(level)]
         if not others or not self.names:
             return ""
-        named = " or ".join(f"level {level} ({shortened(self._names_at(level))})" for level in others)
+        named = " or ".join(f"level {level} ({listed(self._names_at(level), 3)})" for level in others)
         return (
-            f"the classes are the folders at level {self.level} below the split ({shortened(self.names)}), not those "
+            f"the classes are the folders at level {self.level} below the split ({listed(self.names, 3)}), not those "
             f"at {named}; --data.class-level {others[0]} takes those"
         )
 
@@ -72,13 +72,8 @@ class Classes:
 
 
 def class_name(name: str) -> str:
-    """A name as a class. Unicode can write one name in several ways; as a class it has one (NFC)."""
-    return normalize("NFC", name)
-
-
-def shortened(names: list[str], most: int = 3) -> str:
-    """The first of some names, for messages."""
-    return ", ".join([*map(printable, names[:most]), *(["..."] if len(names) > most else [])])
+    """A name as a class. Unicode can write one name in several ways; as a class it has one (NFC), on one line."""
+    return printable(normalize("NFC", name))
 
 
 def wrappers(splits: Mapping[str, Iterable[Parts]]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from mpp.data.bands import Bands
 from mpp.data.contents import Contents, Listing, name_within
 from mpp.data.decode import Opened, Unreadable, is_within, open_image
 from mpp.data.sources.beside import several_labels, tables_that_fit
+from mpp.data.sources.classes import class_name
 from mpp.errors import UserError, listed, printable, warn
 
 if TYPE_CHECKING:
@@ -202,14 +203,18 @@ class LabelColumn:
         """The labels in `column`. Classes are its named classes, or else the values it has in any split."""
         import datasets
 
-        if isinstance(table.features[column], datasets.ClassLabel):
-            return cls(table, column, list(map(printable, table.features[column].names)), None)
+        feature = table.features[column]
+        numbered = isinstance(feature, datasets.ClassLabel)
         if _is_list(table, column):
             raise UserError(f"--data.label-column {column}{several(column, table[column])}")
-        values = _values_in_all_splits(tables, column, path)
-        return cls(
-            table, column, [printable(str(v)) for v in values], {value: number for number, value in enumerate(values)}
-        )
+        values = list(feature.names) if numbered else _values_in_all_splits(tables, column, path)
+        texts = [class_name(str(value)) for value in values]
+        names = list(dict.fromkeys(texts))
+        if numbered and len(names) == len(texts):
+            return cls(table, column, names, None)
+        number_of = {name: number for number, name in enumerate(names)}
+        keys = range(len(values)) if numbered else values
+        return cls(table, column, names, {key: number_of[text] for key, text in zip(keys, texts, strict=True)})
 
     @property
     def filled(self) -> bool:
