@@ -20,7 +20,7 @@ def run_cache(config: Cache) -> list[Entry]:
         for entry in found:
             used = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
             print(f"{entry.path}\n    {printable(entry.origin)}, {gigabytes(entry.size)}, last used {used}")
-        print(f"{folder}: {len(found):,} sets, {gigabytes(sum(entry.size for entry in found))}")
+        print(f"{folder}: {_sets(found)}")
         return found
     kept = [entry for entry in found if not entry.remove()]
     clear_marks(folder)
@@ -30,3 +30,7 @@ def run_cache(config: Cache) -> list[Entry]:
         f"{folder}: {len(found) - len(kept):,} sets removed, {gigabytes(sum(e.size for e in found if e not in kept))}"
     )
     return kept
+
+
+def _sets(some: list[Entry]) -> str:
+    return f"{len(some):,} set{'' if len(some) == 1 else 's'} of {gigabytes(sum(entry.size for entry in some))}"

@@ -310,19 +310,18 @@ def test_an_interrupted_packing_goes_on_and_a_changed_source_is_refused(tmp_path
         assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_a_label_number_beyond_the_classes_of_a_table_is_named(tmp_path):
+def test_a_label_number_beyond_the_classes_of_a_table_is_named_in_every_split_before_training(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    rows = {"image": [Image.new("RGB", (4, 4))] * 3, "label": [0, 1, 5]}
-    table = datasets.Dataset.from_dict(rows, features)
     classes = datasets.Features(features | {"label": datasets.ClassLabel(names=["a", "b"])})
     metadata = {b"huggingface": json.dumps({"info": {"features": classes.to_dict()}}).encode()}
-    (tmp_path / "set").mkdir()
-    file = tmp_path / "set" / "train-0.parquet"
-    pq.write_table(table.with_format("arrow")[:].replace_schema_metadata(metadata), file)
-    images = load_images(str(file))
-    assert images.labels([0, 1]).tolist() == [0, 1]
-    with pytest.raises(UserError, match=r"row 2 has label number 5, but column label has 2 classes \(0 to 1\)"):
-        images.labels([0, 1, 2])
+    for split, labels in {"train": [0, 1, 1], "test": [0, 1, 5]}.items():
+        rows = {"image": [Image.new("RGB", (4, 4))] * 3, "label": labels}
+        table = datasets.Dataset.from_dict(rows, features).with_format("arrow")[:]
+        (tmp_path / "set").mkdir(exist_ok=True)
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "set" / f"{split}-0.parquet")
+    assert load_images(str(tmp_path / "set"), "train").labels([0, 1]).tolist() == [0, 1]
+    with pytest.raises(UserError, match=r"test row 2 has label number 5, but column label has 2 classes \(0 to 1\)"):
+        open_labelled(LabelledData(path=str(tmp_path / "set")), (4, 4), 0)
 
 
 def test_another_file_in_the_source_is_another_fingerprint(source):

@@ -70,7 +70,13 @@ class TableImages:
         if not column or (self._named_label is None and _names_splits(table.features[column])):
             return None
         labels = LabelColumn.of(table.select_columns(column), column, self._tables, self.path)
-        return labels if labels.filled else None
+        if (number := labels.highest) >= len(labels.names):
+            where = self.where(labels.values(range(len(self))).index(number))
+            raise UserError(
+                f"{where} has label number {number}, but column {printable(column)} has {len(labels.names)} classes (0 "
+                f"to {len(labels.names) - 1}); correct the table, or name another column (--data.label-column)"
+            )
+        return labels if number >= 0 else None
 
     @property
     def label_names(self) -> list[str] | None:
@@ -154,14 +160,7 @@ class TableImages:
     def labels_or_none(self, indices: Sequence[int]) -> np.ndarray:
         """As `labels`, but -1 for an image without a label."""
         assert self._labels is not None
-        found = np.array([-1 if value is None else value for value in self._labels.values(indices)], dtype=np.int64)
-        if (found >= len(self._labels.names)).any():
-            where, classes = self.where(indices[int(np.argmax(found))]), len(self._labels.names)
-            raise UserError(
-                f"{where} has label number {found.max()}, but column {self._labels.column} has {classes} classes (0 to "
-                f"{classes - 1}); correct the table, or name another column (--data.label-column)"
-            )
-        return found
+        return np.array([-1 if value is None else value for value in self._labels.values(indices)], dtype=np.int64)
 
     def where(self, index: int) -> str:
         row = self._placed(self.table[int(index)][self.image_column], int(index)) or {}
@@ -217,9 +216,10 @@ class LabelColumn:
         return cls(table, column, names, {key: number_of[text] for key, text in zip(keys, texts, strict=True)})
 
     @property
-    def filled(self) -> bool:
-        """Whether any row has a label: test splits of published sets often have an empty label column."""
-        return any(self._number(value) is not None for value in self.table.unique(self.column))
+    def highest(self) -> int:
+        """The highest class number of a row; -1 if none has a label, as in the test splits of many published sets."""
+        numbers = map(self._number, self.table.unique(self.column))
+        return max((number for number in numbers if number is not None), default=-1)
 
     def values(self, indices: Sequence[int]) -> list[int | None]:
         """Class numbers of rows, None where there is no label."""
