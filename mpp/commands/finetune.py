@@ -12,18 +12,20 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from mpp.commands.downstream import as_taken_by, open_downstream
 from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.command_line import write_toml
 from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
 from mpp.data.identity import keep
 from mpp.data.images import Images, Subset
-from mpp.data.splits import at_most, hold_out, open_labelled, open_measured
+from mpp.data.splits import at_most, hold_out, open_measured
+from mpp.data.survey import noted
 from mpp.errors import UserError
 from mpp.evaluation.predictions import export, refuse_unwritable
 from mpp.figures.confusion import paint_confusion
 from mpp.methods.classify import load_classifier, predict_set
-from mpp.models.backbones import digest_of, downstream_vit, fitted, refuse_shape_options
+from mpp.models.backbones import digest_of, fitted, refuse_shape_options
 from mpp.models.vit import ViT
 from mpp.run.folder import Records, finish, prepared_output, refuse_other_options
 from mpp.run.machine import gather_dicts
@@ -44,10 +46,8 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Prepare, choose a learning rate, train, export, report, all into a folder of its own."""
     refuse_unwritable(config.export_predictions, config.overwrite, accelerator)
-    set_seed(config.seed)
-    vit = downstream_vit(config.init, config.model)
-    with accelerator.main_process_first():
-        images, test = open_labelled(config.data, vit.img_size, config.seed, images_seen(config.train))
+    vit, images, test = open_downstream(config, accelerator, images_seen(config.train))
+    config = noted(config, images)
     tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
@@ -92,8 +92,8 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     model.to(accelerator.device).eval()
     records = Records(output, accelerator, config)
     records.open(0, "eval/top1")
-    with accelerator.main_process_first():
-        images = open_measured(config.data, model.vit.img_size, alone=True, unlabelled=bool(config.export_predictions))
+    with accelerator.main_process_first(), as_taken_by(model.vit, config.init, config.data, fitted=False) as source:
+        images = open_measured(source, model.vit.img_size, alone=True, unlabelled=bool(config.export_predictions))
         images = at_most(images, config.eval.images)
     labelled = bool(images.label_names)
     if labelled:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor
 
+from mpp.commands.downstream import open_downstream
 from mpp.commands.labelled import tell_classes
 from mpp.config.command_line import write_toml
 from mpp.config.commands import LinearProbe
@@ -21,7 +21,8 @@ from mpp.data.batches import readable, refuse_too_many
 from mpp.data.identity import keep
 from mpp.data.images import Images
 from mpp.data.loader import eval_loader, no_draws
-from mpp.data.splits import at_most, draw_labels, hold_out, open_labelled
+from mpp.data.splits import at_most, draw_labels, hold_out
+from mpp.data.survey import noted
 from mpp.errors import UserError
 from mpp.evaluation.probes import (
     FEW_SHOT_PENALTY,
@@ -37,7 +38,7 @@ from mpp.evaluation.probes import (
     ridge_top1,
     top_k,
 )
-from mpp.models.backbones import digest_of, downstream_vit
+from mpp.models.backbones import digest_of
 from mpp.models.vit import ViT
 from mpp.run.folder import finish, prepared_output
 from mpp.run.machine import gather_dicts, workers_of
@@ -57,11 +58,9 @@ def run_probe(config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
 def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> dict[str, Any]:
     """Extract, fit, evaluate, report, all into a folder of its own."""
     started = time.perf_counter()
-    set_seed(config.seed)
-    vit = downstream_vit(config.init, config.model)
+    vit, train, test = open_downstream(config, accelerator)
+    config = noted(config, train)
     layers = probe_layers(config.probe.layer, vit.depth)
-    with accelerator.main_process_first():
-        train, test = open_labelled(config.data, vit.img_size, config.seed)
     tell_classes(config.data, train, test, accelerator)
     data = keep(output, train, test, accelerator, labels=True)
     test = at_most(test, config.probe.eval_images)

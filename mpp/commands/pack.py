@@ -30,7 +30,8 @@ def run_pack(config: Pack) -> Path:
         with locked(out.with_name(out.name + ".lock"), f"--out {out}"):
             if os.path.lexists(out):
                 raise UserError(f"--out {out} exists; remove it, or give another name")
-            unreadable = pack(splits, out, fingerprint(splits), short_side, data.on_error == "skip", data.max_bad)
+            skip, channels = data.on_error == "skip", data.channels
+            unreadable = pack(splits, out, fingerprint(splits), short_side, skip, data.max_bad, channels=channels)
     except OSError as error:
         raise UserError(f"packing into --out {out} ended ({error}); the same command goes on where it was") from error
     total = sum(map(len, splits.values()))

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from mpp.commands.downstream import as_taken_by
 from mpp.config.commands import Predict
 from mpp.data.images import Images
 from mpp.data.sources.classes import class_name
@@ -24,8 +25,8 @@ def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
         refuse_unwritable(config.out, config.overwrite, accelerator)
     model = load_classifier(config.init)
     model.to(accelerator.device).eval()
-    with accelerator.main_process_first():
-        images = open_measured(config.data, model.vit.img_size, alone=True, unlabelled=True)
+    with accelerator.main_process_first(), as_taken_by(model.vit, config.init, config.data, fitted=False) as data:
+        images = open_measured(data, model.vit.img_size, alone=True, unlabelled=True)
     labelled = has_its_classes(images, model, accelerator)
     unreadable: dict[str, str] = {}
     top = min(config.top, len(model.classes))

@@ -13,7 +13,8 @@ from mpp.config.derived import height_width
 from mpp.data.identity import held_out_before, keep
 from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
-from mpp.methods.masked_patches import MaskedPatches
+from mpp.data.survey import noted
+from mpp.methods.masked_patches import MaskedPatches, not_measurable
 from mpp.run.command import spelled
 from mpp.run.folder import finish, prepared_output, unreadable_line, write_folder
 from mpp.training.job import Outcome
@@ -33,7 +34,11 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         remembered = held_out_before(output) if config.resume_anyway else None
         images, held_out = open_splits(config, height_width(config.model.img_size), remembered)
+        config = noted(config, images)
         job = MaskedPatches(config, accelerator, images, held_out)
+    if config.eval.pictures and (channels := job.model.vit.in_chans) not in (1, 3):
+        shown = ", ".join(str(number + 1) for number in job.display)
+        accelerator.print(f"pictures show channels {shown} of {channels} as red, green and blue")
     data = keep(output, images, held_out, accelerator, resume=config.resume, insist=config.resume_anyway)
     outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
     if accelerator.is_main_process:
@@ -48,17 +53,22 @@ def write_result(job: MaskedPatches, config: Pretrain, output: Path, outcome: Ou
     """Export the encoder to `backbone/`; returns what result.json says of the run."""
     model: Any = outcome.model
     write_folder(output / "backbone", model.vit.save_pretrained)
-    return outcome.metrics | {
-        "command": "pretrain",
-        "step": outcome.step,
-        "images_seen": outcome.step * config.train.batch_size,
-        "seconds": round(outcome.seconds, 1),
-        "train_images": outcome.images,
-        "eval_images": job.measured,
-        "target": config.data.target,
-        "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
-        "unreadable_images": outcome.unreadable,
-    }
+    return (
+        outcome.metrics
+        | {
+            "command": "pretrain",
+            "step": outcome.step,
+            "images_seen": outcome.step * config.train.batch_size,
+            "seconds": round(outcome.seconds, 1),
+            "train_images": outcome.images,
+            "eval_images": job.measured,
+            "target": config.data.target,
+            "channels": model.vit.in_chans,
+            "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
+            "unreadable_images": outcome.unreadable,
+        }
+        | ({"not_measurable": why} if (why := not_measurable(outcome.metrics["eval/baseline_majority"])) else {})
+    )
 
 
 def closing_summary(config: Pretrain, job: MaskedPatches, output: Path, outcome: Outcome) -> str:
@@ -76,6 +86,8 @@ def closing_summary(config: Pretrain, job: MaskedPatches, output: Path, outcome:
         if model > better
         else "The model does not beat both guesses yet: train for more --train.steps, or with another --optim.lr.",
     ]
+    if why := not_measurable(majority):
+        lines[1:] = [f"  not measurable: {why}"]
     if config.eval.probe:
         ridge, knn = m.get("eval/probe_top1", 0), m.get("eval/knn_top1", 0)
         lines.append(f"Frozen features on {config.eval.probe}: accuracy {ridge:.1%} by ridge, {knn:.1%} by k-NN.")

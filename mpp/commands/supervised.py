@@ -12,7 +12,9 @@ from mpp.commands.labelled import closing_summary, tell_classes, train_classifie
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen
 from mpp.data.identity import keep
+from mpp.data.images import bands_of
 from mpp.data.splits import open_labelled
+from mpp.data.survey import noted
 from mpp.models.backbones import build_vit
 from mpp.run.command import spelled
 from mpp.run.folder import finish, prepared_output
@@ -33,8 +35,10 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
     tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
+    config, bands = noted(config, images), bands_of(images)
     set_seed(config.seed)
-    outcome, job = train_classifier(config, build_vit(config.model), "mlp", images, test, output, accelerator)
+    vit = build_vit(config.model, bands.channels or 3, bands.range)
+    outcome, job = train_classifier(config, vit, "mlp", images, test, output, accelerator)
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "supervised", output, outcome) | {"data": data}

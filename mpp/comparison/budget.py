@@ -69,9 +69,9 @@ def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[fl
     return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))
 
 
-def cost_of(arm: str, init: str, config: Compare, classes: int) -> Cost:
+def cost_of(arm: str, init: str, config: Compare, classes: int, channels: int) -> Cost:
     """Cost of an arm: its pretraining, if its run recorded it, and one fine-tuning with all learning rate trials."""
-    vit = build_vit(config.pretrain.model) if init == "scratch" else load_backbone(init)
+    vit = build_vit(config.pretrain.model, channels) if init == "scratch" else load_backbone(init)
     vit.resize(height_width(config.finetune.model.img_size or vit.img_size))
     runs = 1 + len(config.finetune.optim.lr_grid)
     tuned = runs * config.finetune.train.steps * config.finetune.train.batch_size
@@ -93,11 +93,11 @@ def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
     file = ["--config", str(folder / "config.toml")]
     if run.get("command") == "pretrain":
         options = parse(Pretrain, file)
-        vit = build_vit(options.model)
-        target = make_target(options.data.target, vit.patch_size, options.data.bits)
+        vit = load_backbone(str(folder))
+        target = make_target(options.data.target, vit.patch_size, options.data.bits, vit.in_chans)
         flops = MaskedPatchModel(vit, target.num_outputs).flops_an_image(options.corrupt.ratio)
     elif run.get("command") == "supervised":
-        flops = flops_an_image(Classifier(build_vit(parse(Supervised, file).model), [""] * run["classes"], head="mlp"))
+        flops = flops_an_image(Classifier(load_backbone(str(folder)), [""] * run["classes"], head="mlp"))
     else:
         return None
     return run["images_seen"], run["seconds"], flops

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from mpp.commands.downstream import as_taken_by
 from mpp.commands.labelled import tell_classes
 from mpp.commands.linear_probe import probe_layers, refuse_more_shots_than_images
 from mpp.comparison.budget import cost_of, plan
@@ -22,9 +23,10 @@ from mpp.config.commands import Compare, Pretrain, Pretraining, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData, Model
 from mpp.data.identity import Identity
-from mpp.data.images import Images
+from mpp.data.images import Images, bands_of
 from mpp.data.loader import share_of
 from mpp.data.splits import open_fitted, open_labelled
+from mpp.data.survey import noted
 from mpp.errors import UserError, renamed
 from mpp.methods.classify import refuse_odd_pairs
 from mpp.models.backbones import build_vit, fitted, load_backbone, refuse_shape_options
@@ -35,11 +37,11 @@ from mpp.run.stops import Stopped
 def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     """Do what is missing, then write the report; returns its folder, or None after --dry-run."""
     output = named_folder(config.output, "compare")
-    config = adopted(config)
+    config = read_alike(adopted(config))
     with accelerator.main_process_first():
         images, measured = open_downstream(config)
     tell_classes(options_of(LabelledData, config.data), images, measured, accelerator)
-    config = dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images)))
+    config = noted(dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images))), images)
     counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
     arms = arms_of(config, output)
     check_ahead(config, arms, accelerator)
@@ -67,7 +69,7 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
                 write_toml(config, output / "config.toml")
             do_what_is_missing(pieces, accelerator)
             if accelerator.is_main_process:
-                found = collect(config, arms, probes, tunings, len(images.label_names or []))
+                found = collect(config, arms, probes, tunings, images)
                 print(write_report(output, found))
             accelerator.wait_for_everyone()
         except Stopped as stop:
@@ -95,9 +97,10 @@ def collect(
     arms: list[Arm],
     probes: dict[tuple[str, int], Piece],
     tunings: dict[tuple[str, int, int], Piece],
-    classes: int,
+    images: Images,
 ) -> Comparison:
     """What all pieces found."""
+    classes, channels = len(images.label_names or []), bands_of(images).channels or 3
     most = max(labels for _, labels, _ in tunings)
     last = {arm.name: tunings[arm.name, most, config.seeds[0]] for arm in arms}
     layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
@@ -106,7 +109,7 @@ def collect(
         classes=classes,
         arms=[arm.name for arm in arms],
         findings=[*probe_findings(probes), *tuning_findings(tunings)],
-        costs=[cost_of(arm.name, arm.init, config, classes) for arm in arms],
+        costs=[cost_of(arm.name, arm.init, config, classes, channels) for arm in arms],
         curves={key: learning_curve(piece) for key, piece in tunings.items()},
         details={name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in last.items()},
         layers={name: ", ".join(map(str, sorted(numbers))) for name, numbers in layers.items()},
@@ -148,6 +151,8 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
         else:
             with renamed("--init", {"MPP": "--mpp", "supervised": "--supervised"}.get(arm.name, "--others"), typed):
                 vit = load_backbone(arm.init)
+                with as_taken_by(vit, arm.init, options_of(LabelledData, config.data)) as data:
+                    open_fitted(data, vit.img_size, seed=0)
         with renamed("--model", "--finetune.model", typed):
             fitted(vit, config.finetune.model.img_size)
         probe_layers(config.probe.layer, vit.depth)
@@ -194,6 +199,19 @@ def adopted(config: Compare) -> Compare:
     if config.pretrain not in (Compare().pretrain, of_run):
         raise UserError(f"--pretrain options are those of the run that --mpp gives ({config.mpp}); leave them out")
     return dataclasses.replace(config, pretrain=of_run)
+
+
+def read_alike(config: Compare) -> Compare:
+    """The options of a comparison in which all arms read the labelled images as the pretraining read its own: with its
+    channels and its range of values, unless --data.channels and --data.range say others."""
+    channels, low_high = config.pretrain.data.channels, config.pretrain.data.range
+    if config.mpp and not low_high:
+        with renamed("--init", "--mpp", texts(config)):
+            vit = load_backbone(config.mpp)
+        channels, low_high = channels or (vit.in_chans if vit.in_chans != 3 else None), vit.pixel_range
+    data = config.data
+    data = dataclasses.replace(data, channels=data.channels or channels, range=data.range or low_high)
+    return dataclasses.replace(config, data=data)
 
 
 def learning_curve(piece: Piece) -> list[tuple[int, float]]:

@@ -37,6 +37,7 @@ Share = Annotated[float, Within(lambda x: 0 <= x <= 1, "must be in 0..1")]
 Below1 = Annotated[float, Within(lambda x: 0 <= x < 1, "must be at least 0 and below 1")]
 Inside = Annotated[float, Within(lambda x: 0 < x < 1, "must be above 0 and below 1")]
 UpTo1 = Annotated[float, Within(lambda x: 0 < x <= 1, "must be above 0 and at most 1")]
+Channels = Annotated[int, Within(lambda n: 1 <= n <= 64, "must be in 1..64")]
 Bits = Annotated[int, Within(lambda n: 1 <= n <= 8, "must be in 1..8")]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 
-from mpp.config.bounds import Options, check_bounds
+from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
 from mpp.config.commands import Compare, FineTune, FineTuning, Predict, Pretrain, Pretraining, Supervised
 from mpp.config.derived import cells_a_side, height_width, num_corrupted
@@ -15,6 +16,9 @@ from mpp.errors import UserError, renamed, warn
 def check(config: Options) -> None:
     """Raise UserError, which names the option and the way out, for options that cannot work."""
     check_bounds(config)
+    for name, value, _ in walk(config):
+        if name.endswith("data.range") and isinstance(value, tuple) and not -math.inf < value[0] < value[1] < math.inf:
+            raise UserError(f"{option_name(name)} {value[0]} {value[1]} must be the lowest value, then a higher one")
     if isinstance(config, Pretrain):
         _check_pretraining(config)
         _warn_of_long_warmup(config.optim, config.train)

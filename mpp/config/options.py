@@ -11,6 +11,7 @@ from typing import Literal
 from mpp.config.bounds import (
     Below1,
     Bits,
+    Channels,
     Count,
     Harmless,
     Inside,
@@ -38,6 +39,9 @@ class Source:
     labels_file: str | None = None
     """A table with the labels of a folder of images (csv, tsv, jsonl, parquet): one column with each image's path, name
     or id (its name without the extension), and one with its label, which --data.label-column names."""
+    channels: Channels | None = None
+    """Channels of an image, 1..64. Default: those of the first image; grey pictures become 3 equal ones, transparent
+    ones are laid on white (1 keeps grey, 4 takes transparency as a channel). Every image must have them."""
     on_error: Harmless[Literal["stop", "skip"]] = "stop"
     """If an image cannot be read: stop and name it, or skip it, count it and report the count at the end."""
     max_bad: Harmless[Share] = 0.5
@@ -52,6 +56,9 @@ class Data(Source):
     eval_split: str | None = None
     """The split to evaluate on. Default: pretraining takes validation, else test, else images that it holds out of
     the training split; commands that need labels take test, else validation."""
+    range: tuple[float, float] | Literal["auto"] | None = None
+    """The values that become black and white, for 12 bits in 16, reflectances, floats: LOW HIGH, or `auto`: percentiles
+    0.1 and 99.9 of training images. Default: the backbone's, else all of 8 or 16 bits. Floats need it."""
     fraction: UpTo1 = 1.0  # Share of the training images to use, above 0 and at most 1, chosen by --seed.
     cache: Harmless[bool] = True
     """Decode a set of small images once, into a file in ~/.cache/mpp (or $MPP_CACHE), if training sees all of it."""
@@ -75,7 +82,9 @@ class PretrainData(Data):
 
     target: str = "mean-colour"
     """The target of a corrupted patch: `mean-colour`, `4x4` (or another GxG: the colour of each cell), or `pixels`."""
-    bits: Bits = 3  # Bits a colour channel, 1..8: 3 gives 8 bins a channel, so 512 colours.
+    bits: Bits = 3
+    """Bits a colour channel, 1..8: 3 gives 8 bins a channel, so 512 colours. More than 3 channels are predicted one by
+    one."""
 
 
 @dataclass

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from einops import repeat
 
-from mpp.errors import UserError
-
 Range = tuple[float, float]
 
 
 MOST_CHANNELS = 64
 
 
-_RANGES: dict[str, Range] = {  # of types whose values have a convention
+RANGES: dict[str, Range] = {  # of types whose values have a convention
     "uint8": (0, 255),
     "uint16": (0, 65535),
     "int16": (-32768, 32767),
@@ -45,7 +43,7 @@ class Bands:
 
 def range_of_type(values: np.ndarray) -> Range:
     """The whole range of the values' type. Raises ValueError for a type without one."""
-    found = _RANGES.get(values.dtype.name)
+    found = RANGES.get(values.dtype.name)
     if found is None or (
         values.dtype == np.int32 and values.size and not 0 <= values.min() <= values.max() <= found[1]
     ):
@@ -59,9 +57,9 @@ def range_of_type(values: np.ndarray) -> Range:
 def as_type(values: np.ndarray, kind: str) -> np.ndarray:
     """Values in another type: the same shares of its whole range. Raises ValueError if a type has none."""
     low, high = range_of_type(values)
-    if kind not in _RANGES:
+    if kind not in RANGES:
         raise ValueError(f"its values are {values.dtype.name}, and those of the others {kind}")
-    bottom, top = _RANGES[kind]
+    bottom, top = RANGES[kind]
     return ((values.astype(np.float32) - low) * ((top - bottom) / (high - low)) + bottom).round().astype(kind)
 
 
@@ -82,9 +80,3 @@ def other_channels(there: int, wanted: int | None) -> str:
 
 def counted(channels: int) -> str:
     return f"{channels} channel{'s' if channels > 1 else ''}"
-
-
-def refuse_no_range(low: float, high: float) -> None:
-    """Raise UserError unless two numbers are a range."""
-    if not -np.inf < low < high < np.inf:
-        raise UserError(f"--data.range {low:g} {high:g} must be the lowest value, then a higher one")

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mpp.data.bands import MOST_CHANNELS, Bands, other_channels
-from mpp.data.rasters import Raster, open_npy, open_png, open_tiff
+from mpp.data.rasters import TYPES, Raster, open_npy, open_png, open_tiff
 from mpp.errors import printable
 
 Opened = Image.Image | Raster
@@ -176,11 +176,11 @@ def channels_of(image: Opened, wanted: int | None = None) -> int:
     return wanted if wanted is not None and gives.get(wanted) else 3
 
 
-def bytes_a_pixel(image: Opened, channels: int | None = None) -> int:
-    """How many bytes a pixel takes in the image's own type."""
+def type_of(image: Opened) -> str:
+    """The type of an image's values, from its header."""
     if isinstance(image, Raster):
-        return channels_of(image, channels) * min(4, image.dtype.itemsize)
-    return channels_of(image, channels) * (4 if _is_deep(image) else 1)
+        return image.dtype.name if image.dtype.name in TYPES and image.dtype != np.int32 else "float32"
+    return {"F": "float32", "I": "int32"}.get(image.mode, "uint16" if _is_deep(image) else "uint8")
 
 
 def pixels(

@@ -115,6 +115,8 @@ def bands_of(images: Any) -> Bands:
 
 def with_bands(images: Any, bands: Bands) -> Any:
     """The same set, read with other bands."""
+    if bands_of(images) == bands:
+        return images
     images = copy.copy(images)
     if hasattr(images, "images"):  # a view of another set
         images.images = with_bands(images.images, bands)

@@ -15,7 +15,7 @@ import numpy as np
 from mpp.data.bands import Bands
 from mpp.data.cache import cache_folder, gigabytes, in_use, make_room, packing, refuse_untrusted
 from mpp.data.contents import Contents
-from mpp.data.decode import Opened, Unreadable, bytes_a_pixel, size_as_seen
+from mpp.data.decode import Opened, Unreadable, channels_of, size_as_seen, type_of
 from mpp.data.images import Images, bands_of
 from mpp.data.packing import forget, pack, verify_sample
 from mpp.data.randomness import Purpose, generator
@@ -52,7 +52,7 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int, limit: flo
     of_channels = "" if channels in (None, 3) else f"-{channels}"
     path = folder / f"{images.split}{of_channels}-{images.contents().exact}.mpp"
     why_not = path.with_suffix(".not-packed")  # holds the reason, so that packing is not tried again for a day
-    needs = len(images) * size[0] * size[1] * max(map(bytes_a_pixel, some), default=3)
+    needs = len(images) * size[0] * size[1] * _pixel(some, channels)
     try:
         found = _cached(path, images, size)
         if found is None and not _is_fresh(why_not):
@@ -109,6 +109,11 @@ def _cached(path: Path, images: TableImages, size: tuple[int, int], repair: bool
     with suppress(OSError):  # a folder that may only be read
         os.utime(path)
     return PackedPixels(images, packed, file)
+
+
+def _pixel(some: list[Opened], channels: int | None) -> int:
+    """Bytes of a pixel, at most."""
+    return max((channels_of(image, channels) * np.dtype(type_of(image)).itemsize for image in some), default=3)
 
 
 def _is_fresh(mark: Path) -> bool:

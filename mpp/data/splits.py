@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from mpp.config.commands import Pretrain
 from mpp.config.derived import images_seen
 from mpp.config.options import Data, LabelledData
-from mpp.data.images import Images, Subset, open_images
+from mpp.data.images import Images, Subset, bands_of, open_images, with_bands
 from mpp.data.pack_cache import packed_if_small
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import is_stream, plain_folder, split_names
 from mpp.data.sources.table import TableImages
 from mpp.data.streams import NO_LABELS, Stream, held_out
+from mpp.data.survey import LOOKED_AT, settled, surveyed
 from mpp.errors import UserError
 
 
 def open_labelled(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> tuple[Images, Images]:
     """The labelled images to fit on (`open_fitted`), and those to be measured on (`open_measured`)."""
     refuse_the_trained_split(data, "an accuracy on images that were learnt says nothing; name another")
-    train, test = open_fitted(data, size, seed, seen), open_measured(data, size)
+    train = open_fitted(data, size, seed, seen)
+    test = with_bands(open_measured(as_trained(data, train), size), bands_of(train))
     if train.label_names != test.label_names:
         raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
     return train, test
@@ -38,7 +42,7 @@ def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int 
     training will look at."""
     if is_stream(data.path, data.config):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
-    train = open_images(data, data.split, size)
+    train = _open(data, data.split, size)
     names = _label_names(train, data.split, data)
     if data.cache:
         train = packed_if_small(train, size, seen, data.cache_limit)
@@ -54,7 +58,17 @@ def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int 
         raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
     if count < len(train):
         train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed))
-    return train
+    return with_bands(train, settled(train, data))
+
+
+def as_trained(data: Data, train: Images) -> Data:
+    """The options of a set whose other images are read as those to train on are."""
+    return dataclasses.replace(data, channels=bands_of(train).channels)
+
+
+def _open(data: Data, split: str, size: tuple[int, int]) -> Images:
+    images = open_images(data, split, size)
+    return with_bands(images, surveyed(images, data))
 
 
 def take_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -77,9 +91,9 @@ def open_measured(data: Data, size: tuple[int, int], alone: bool = False, unlabe
             f"--data.path {data.path} has no split test or validation to be measured on"
             + (f"; name one of {', '.join(others)} with --data.eval-split" if others else "; put images into one")
         )
-    split, images = candidates[0], open_images(data, candidates[0], size)
+    split, images = candidates[0], _open(data, candidates[0], size)
     if not images.label_names and len(candidates) > 1 and not unlabelled:  # as the test splits of many published sets
-        split, images = candidates[1], open_images(data, candidates[1], size)
+        split, images = candidates[1], _open(data, candidates[1], size)
     if not unlabelled:
         _label_names(images, split, data)
     return images
@@ -156,7 +170,7 @@ def open_splits(
     if is_stream(data.path, data.config):
         return open_stream_splits(config, eval_split, remembered)
 
-    train = open_images(data, data.split, size)
+    train = _open(data, data.split, size)
     if data.cache:
         train = packed_if_small(train, size, images_seen(config.train), data.cache_limit)
     indices = np.arange(len(train))
@@ -170,12 +184,13 @@ def open_splits(
         evaluated: Images = Subset(train, held)
         indices = np.setdiff1d(indices, held)
     else:
-        evaluated = at_most(open_images(data, eval_split, size), config.eval.images)
+        evaluated = at_most(_open(as_trained(data, train), eval_split, size), config.eval.images)
     if not len(indices):
         raise UserError(f"--data.path {data.path} has one image: none is left to train on")
     if len(chosen := take_fraction(indices, data.fraction, config.seed)) < len(train):
         train = Subset(train, chosen)
-    return train, evaluated
+    bands = settled(train, data)
+    return with_bands(train, bands), with_bands(evaluated, bands)
 
 
 def _numbers_of(remembered: set[str], names: list[str], data: Data) -> np.ndarray:
@@ -207,4 +222,8 @@ def open_stream_splits(
         )
     kept = max(1, round(len(numbers) * data.fraction))
     chosen = generator(config.seed, Purpose.SPLIT).permutation(numbers)[:kept]
-    return train.part(np.sort(chosen)), held_out(spare, config.eval.images)
+    train, evaluated = train.part(np.sort(chosen)), held_out(spare, config.eval.images)
+    bands = surveyed(evaluated, data)
+    if data.range == "auto" or bands.range:
+        bands = settled(with_bands(held_out(train, LOOKED_AT), bands), data)
+    return with_bands(train, bands), with_bands(evaluated, bands)

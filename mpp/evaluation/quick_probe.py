@@ -12,6 +12,7 @@ from torch import Tensor
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
+from mpp.data.bands import Bands
 from mpp.data.batches import readable, refuse_too_many
 from mpp.data.images import Images, Subset
 from mpp.data.loader import eval_loader, no_draws
@@ -26,9 +27,10 @@ FIT, MEASURE = 400, 800  # images: 2 seconds of the nano model on two CPU cores
 class QuickProbe:
     """Decodes a few labelled images of --eval.probe once; each call probes the current features on them."""
 
-    def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str]) -> None:
+    def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str], bands: Bands) -> None:
         self.config, self.accelerator = config, accelerator
         data = LabelledData(path=config.eval.probe or "", label_column=config.eval.probe_label_column)
+        data.channels, data.range = bands.channels, bands.range
         with renamed("--data.path", "--eval.probe"), renamed("--data.label-column", "--eval.probe-label-column"):
             images = open_fitted(data, height_width(config.model.img_size), seed=0)
         self.classes = len(images.label_names or [])

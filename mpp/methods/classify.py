@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpp.config.commands import FineTune, Supervised
 from mpp.config.options import Data, LabelledAugment
 from mpp.data.augment import View, mixed, normalise
+from mpp.data.bands import counted
 from mpp.data.batches import readable, refuse_too_many
 from mpp.data.images import Images
 from mpp.data.loader import Batch, Share, eval_loader, no_draws
@@ -95,6 +96,11 @@ class Classify:
         self.unreadable: dict[str, str] = {}
         self.predictions: Predictions | None = None  # of the last evaluation
         a = config.augment
+        if a.randaugment and model.vit.in_chans != 3:
+            raise UserError(
+                f"--augment.randaugment {a.randaugment} changes red, green and blue, and the images have "
+                f"{counted(model.vit.in_chans)}; leave it out"
+            )
         self.in_pairs = bool(a.mixup or a.cutmix)
         model.vit.activation_checkpointing = config.train.activation_checkpointing
         reading = Reading(

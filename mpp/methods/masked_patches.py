@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
+from tqdm import tqdm
 
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width
 from mpp.data.augment import View, normalise
 from mpp.data.batches import readable, refuse_too_many, to_device
-from mpp.data.images import Images, Subset
+from mpp.data.images import Images, Subset, bands_of
 from mpp.data.loader import Batch, eval_loader
 from mpp.data.streams import Stream
 from mpp.data.training_set import Reading, training_set
@@ -68,6 +70,24 @@ def refuse_too_many_bins(outputs: int, vit: ViT, config: Pretrain) -> None:
         )
 
 
+_ONE_BIN = 0.95  # share of the targets beyond which an accuracy says nothing
+
+
+def not_measurable(majority: float) -> str | None:
+    """Why accuracies say nothing where the commonest bin has this share of the targets; None if they do."""
+    if majority <= _ONE_BIN:
+        return None
+    return (
+        f"{majority:.1%} of the targets are one colour bin, so a guess is as good as a model; if the values fill a "
+        f"sliver of their range, --data.range auto or --data.range LOW HIGH spreads them"
+    )
+
+
+def displayed(channels: int) -> list[int]:
+    """The channels that a picture shows as red, green and blue."""
+    return [min(number, channels - 1) for number in range(3)]
+
+
 class MaskedPatches:
     """Masked patch prediction on one set of images, measured on held-out ones beside two guesses without a model."""
 
@@ -76,14 +96,18 @@ class MaskedPatches:
     def __init__(self, config: Pretrain, accelerator: Accelerator, train: Images | Stream, evaluated: Images) -> None:
         self.config, self.accelerator, self.eval_images = config, accelerator, evaluated
         self.size = height_width(config.model.img_size)
-        vit = build_vit(config.model)
+        self.bands = bands = bands_of(train)
+        vit = build_vit(config.model, bands.channels or 3, bands.range)
         vit.activation_checkpointing = config.train.activation_checkpointing
         self.target = make_target(config.data.target, vit.patch_size, config.data.bits)
         refuse_too_many_bins(self.target.num_outputs, vit, config)
+        self.target = make_target(config.data.target, vit.patch_size, config.data.bits, vit.in_chans)
+        self.display = displayed(vit.in_chans)
+        self.one_bin_looked_for = False
         self.model = MaskedPatchModel(vit, self.target.num_outputs)
         self.unreadable: dict[str, str] = {}
         self.measured = 0  # held-out images that could be read
-        self.probe = QuickProbe(config, accelerator, self.unreadable) if config.eval.probe else None
+        self.probe = QuickProbe(config, accelerator, self.unreadable, bands) if config.eval.probe else None
         self.workers = workers_of(config.data, accelerator)
         c, a = config.corrupt, config.augment
         self.draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
@@ -105,9 +129,22 @@ class MaskedPatches:
     def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         predictions, targets = self.predict(model, batch["images"], Corruption(batch["indices"], batch["sources"]))
         loss = self.target.loss(predictions, targets)
+        if not self.one_bin_looked_for:  # at the first step: here it waits for the device
+            self.one_bin_looked_for = True
+            self.warn_of_one_bin(targets, batch["images"])
         with torch.no_grad():
             right = self.target.predicted_bins(predictions) == self.target.bins(targets)
         return loss, {"bin_accuracy": right.float().mean()}
+
+    def warn_of_one_bin(self, targets: Tensor, images: Tensor) -> None:
+        """Warn if nearly all targets (B, K, ...) are one bin, as they are where values fill a sliver of the range."""
+        bins = self.target.bins(targets)
+        share = torch.stack([torch.bincount(cell.flatten()).max() for cell in bins.unbind(-1)]).sum() / bins.numel()
+        if (why := not_measurable(share.item())) and self.accelerator.is_main_process:
+            low, high = self.bands.range or (0, 255)
+            of = f"{low:g}..{high:g}" + ("" if self.bands.range else ", to which all of 8 or 16 bits are scaled")
+            least, most = (low + (high - low) / 255 * edge.item() for edge in (images.min(), images.max()))
+            tqdm.write(f"warning: {why}; the first batch lies in {least:g}..{most:g} of {of}", file=sys.stderr)
 
     def predict(self, model: nn.Module, images: Tensor, corruption: Corruption) -> tuple[Tensor, Tensor]:
         """Predictions (B, K, outputs) and targets (B, K, ...) of uint8 images' corrupted patches."""
@@ -160,7 +197,8 @@ class MaskedPatches:
         predicted = paint_patches(images, corruption.indices, self.target.pixels(predictions))
         true = paint_patches(images, corruption.indices, self.target.true_pixels(targets))
         zoom = max(1, 128 // images.shape[-1])
-        row = torch.cat([nn.functional.pad(x, [1] * 4, value=255) for x in (images, seen, predicted, true)], dim=-1)
+        shown = (x[:, self.display] for x in (images, seen, predicted, true))
+        row = torch.cat([nn.functional.pad(x, [1] * 4, value=255) for x in shown], dim=-1)
         row = row.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
         return {"input_corrupted_predicted_true": row}
 

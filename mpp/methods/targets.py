@@ -56,7 +56,8 @@ class Target(Protocol):
 def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) -> Target:
     """Make a target by name: "mean-colour" (the paper's default), "4x4" (or any "GxG" cells per patch), or "pixels".
 
-    `bits` is per channel: 3 gives 8 bins per channel and 512 colours. Raises ValueError for a wrong name or size.
+    `bits` is per channel: 3 gives 8 bins per channel, and 512 colours of 3 channels. Raises ValueError for a wrong
+    name or size.
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits per channel must be in 1..8, not {bits}")
@@ -65,16 +66,23 @@ def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) ->
     return ColourBins(patch_size, cells, bits, channels)
 
 
+_MOST_JOINT = 3  # channels whose bins are classes together
+
+
 class ColourBins:
     """The mean colour's bin of each of a patch's grid x grid cells: classification into 2^(bits * channels) classes.
 
     grid 1 is the paper's mean colour (512 classes at 3 bits), grid 4 its 4 x 4 downsized patch (16 x 512 in parallel).
+
+    That many classes cannot be for more than 3 channels: then each channel of a cell has its own 2^bits, and counts as
+    a cell of its own. So the loss is the mean over channels, and an accuracy the share of their bins that is right.
     """
 
     def __init__(self, patch_size: int, grid: int, bits: int, channels: int = 3) -> None:
         self.patch_size, self.grid, self.bits, self.channels = patch_size, grid, bits, channels
-        self.cells = grid * grid
-        self.num_bins = 2 ** (bits * channels)
+        self.joint = channels <= _MOST_JOINT
+        self.cells = grid * grid * (1 if self.joint else channels)
+        self.num_bins = 2 ** (bits * channels if self.joint else bits)
         self.num_outputs = self.cells * self.num_bins
 
     def of(self, images: Tensor) -> Tensor:
@@ -100,22 +108,27 @@ class ColourBins:
         return self._logits(predictions).argmax(-1)
 
     def bins_of_colours(self, colours: Tensor) -> Tensor:
-        classes = self._classes((colours / 2 ** (8 - self.bits)).long())  # (B, K)
-        return repeat(classes, "b k -> b k cells", cells=self.cells)
+        levels = (colours / 2 ** (8 - self.bits)).long()
+        return self._classes(repeat(levels, "b k c -> b k cells c", cells=self.grid**2))
 
     def pixels(self, predictions: Tensor) -> Tensor:
         return self.true_pixels(self.predicted_bins(predictions))
 
     def true_pixels(self, targets: Tensor) -> Tensor:
-        shifts = torch.arange(self.channels - 1, -1, -1, device=targets.device) * self.bits
-        levels = (targets[..., None] >> shifts) & (2**self.bits - 1)  # (B, K, cells, C)
+        if self.joint:
+            shifts = torch.arange(self.channels - 1, -1, -1, device=targets.device) * self.bits
+            levels = (targets[..., None] >> shifts) & (2**self.bits - 1)  # (B, K, grid * grid, C)
+        else:
+            levels = rearrange(targets, "b k (cells c) -> b k cells c", c=self.channels)
         width = 2 ** (8 - self.bits)
         colours = (levels * width + width // 2).to(torch.uint8)  # the middle of the bin
         cell = self.patch_size // self.grid
         return repeat(colours, "b k (gy gx) c -> b k c (gy y) (gx x)", gy=self.grid, y=cell, x=cell)
 
     def _classes(self, levels: Tensor) -> Tensor:
-        """Levels of the channels (..., C) -> one class (...), the first channel in the highest bits."""
+        """Levels (B, K, grid * grid, C) -> classes (B, K, cells). Of joint channels the first has the highest bits."""
+        if not self.joint:
+            return rearrange(levels, "b k cells c -> b k (cells c)").long()
         classes = torch.zeros_like(levels[..., 0], dtype=torch.int64)
         for channel in range(self.channels):
             classes = (classes << self.bits) | levels[..., channel]
@@ -132,7 +145,7 @@ class Pixels:
         self.patch_size, self.channels = patch_size, channels
         self.num_outputs = channels * patch_size**2
         self.colours = ColourBins(patch_size, 1, bits, channels)
-        self.cells, self.num_bins = 1, self.colours.num_bins
+        self.cells, self.num_bins = self.colours.cells, self.colours.num_bins
 
     def of(self, images: Tensor) -> Tensor:
         p = self.patch_size
@@ -143,7 +156,7 @@ class Pixels:
 
     def bins(self, targets: Tensor) -> Tensor:
         pixels = self.true_pixels(targets)
-        return self.colours.of(rearrange(pixels, "b k c y x -> (b k) c y x")).view(*targets.shape[:2], 1)
+        return self.colours.of(rearrange(pixels, "b k c y x -> (b k) c y x")).view(*targets.shape[:2], self.cells)
 
     def predicted_bins(self, predictions: Tensor) -> Tensor:
         return self.bins(predictions)

@@ -20,13 +20,15 @@ from mpp.models.vit import ViT
 Exported = TypeVar("Exported", bound=Pretrained)
 
 
-def build_vit(model: Model) -> ViT:
-    """A fresh encoder from the options of a run. Raises UserError if the options conflict."""
+def build_vit(model: Model, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> ViT:
+    """A fresh encoder from the options of a run, for images of `channels`. Raises UserError if the options
+    conflict."""
     try:
         return ViT(
             model.variant,
             img_size=height_width(model.img_size),
             patch_size=model.patch_size,
+            in_chans=channels,
             embed_dim=model.embed_dim,
             depth=model.depth,
             num_heads=model.num_heads,
@@ -35,18 +37,20 @@ def build_vit(model: Model) -> ViT:
             pos_init=model.pos_init,
             dropout=model.dropout,
             drop_path=model.drop_path,
+            pixel_range=pixel_range,
         )
     except ValueError as error:
         raise UserError(f"the --model options conflict: {error}") from error
 
 
-def downstream_vit(init: str, model: PooledModel) -> ViT:
-    """The encoder that --init names, at --model.img-size, with --model.dropout and --model.drop-path.
+def downstream_vit(init: str, model: PooledModel, channels: int = 3) -> ViT:
+    """The encoder that --init names, at --model.img-size, with --model.dropout and --model.drop-path. One from scratch
+    is for images of `channels`.
 
     Raises UserError if --init has weights and an option sets a shape.
     """
     if init == "scratch":
-        return build_vit(dataclasses.replace(model, img_size=model.img_size or 32))
+        return build_vit(dataclasses.replace(model, img_size=model.img_size or 32), channels)
     refuse_shape_options(init, model)
     return fitted(load_backbone(init, dropout=model.dropout, drop_path=model.drop_path), model.img_size)
 

@@ -61,6 +61,8 @@ class ViT(
         img_size: side of a square image, or (height, width), in pixels; a multiple of `patch_size`.
         patch_size: side of a patch in pixels.
         in_chans: channels of an image.
+        pixel_range: the values of images that become -1 and 1, as --data.range; None: all of 8 or 16 bits. The model
+            does not use it: it tells a later training how to read images.
         pos_embed: "1d" (the paper's default: one learnt vector per place), "2d" (a row half and a column half),
             "relative" (every attention adds the query's product with a learnt vector per offset) or "none".
         pos_init: initial values of absolute position embeddings ("1d", "2d"), which are learnt: "normal" (the paper's
@@ -89,6 +91,7 @@ class ViT(
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        pixel_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         refuse_unknown(variant=(variant, tuple(VARIANTS)), pos_embed=(pos_embed, get_args(PosEmbed)))
@@ -98,6 +101,10 @@ class ViT(
         refuse_no_numbers(1, dropout=dropout, drop_path=drop_path)
         refuse_no_numbers(1000, mlp_ratio=mlp_ratio)
         refuse_no_size(img_size)
+        low, high = pixel_range or (0.0, 1.0)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"pixel_range {pixel_range} must be the lowest value, then a higher one")
+        self.pixel_range = (float(low), float(high)) if pixel_range else None
         self.embed_dim = VARIANTS[variant]["embed_dim"] if embed_dim is None else embed_dim
         self.depth = VARIANTS[variant]["depth"] if depth is None else depth
         self.num_heads = VARIANTS[variant]["num_heads"] if num_heads is None else num_heads
@@ -271,7 +278,7 @@ class ViT(
 
     def hub_config(self) -> dict[str, Any]:
         """The arguments that build this model, for `config.json`."""
-        return self._hub_mixin_config | {"img_size": list(self.img_size)}
+        return self._hub_mixin_config | {"img_size": list(self.img_size), "pixel_range": self.pixel_range}
 
     @classmethod
     def from_pretrained(

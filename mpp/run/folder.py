@@ -200,6 +200,8 @@ def refuse_other_options(folder: Path, config: Run, *, remade: bool = False) -> 
             )
         return
     found = differences(folder / "config.toml", config)
+    if flattened(config)["data.range"] == "auto":  # of which the run keeps the numbers
+        found.pop("data.range", None)
     if flattened(config).get("optim.lr_grid"):  # from which the run chose its lr
         found.pop("optim.lr", None)
     allowed = marked(config, Mark.HARMLESS) | (set() if remade else {"train.steps"})

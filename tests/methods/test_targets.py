@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from einops import rearrange, reduce
 
 from mpp.data.augment import normalise
 from mpp.methods.corrupt import Corruption
@@ -167,3 +168,39 @@ def test_the_picture_of_a_corruption_shows_grey_for_mask_and_the_replacement_for
     corruption = Corruption(torch.tensor([[0, 1, 2]]), torch.tensor([[3, 2, 2]]))
     shown = paint_corrupted(images, corruption.indices, corruption.sources, 4)
     assert torch.equal(shown, flat_image((128, 128, 128), (0, 0, 255), (0, 0, 255)))
+
+
+@pytest.mark.parametrize(("name", "grid"), [("mean-colour", 1), ("2x2", 2), ("pixels", 1)])
+@pytest.mark.parametrize("channels", [4, 13, 64])
+def test_more_than_three_channels_have_bins_of_their_own(name, grid, channels):
+    target = make_target(name, patch_size=4, bits=3, channels=channels)
+    assert (target.cells, target.num_bins) == (grid**2 * channels, 8)
+    if name != "pixels":
+        assert target.num_outputs == grid**2 * channels * 8
+    images = torch.randint(0, 256, (2, channels, 8, 8), dtype=torch.uint8)
+    means = (
+        images.float().unfold(2, 4 // grid, 4 // grid).unfold(3, 4 // grid, 4 // grid).mean((-1, -2))
+    )  # (B, C, y, x)
+    levels = rearrange(means // 32, "b c (h y) (w x) -> b (h w) (y x c)", y=grid, x=grid).long()
+    targets = target.of(images)
+    assert torch.equal(target.bins(targets), levels)
+    if grid == 1:
+        assert torch.equal(target.bins_of_colours(rearrange(means, "b c h w -> b (h w) c")), levels)
+    if name == "pixels":
+        return
+    shown = target.true_pixels(targets)  # the middle of each bin
+    assert shown.shape == (2, 4, channels, 4, 4)
+    assert torch.equal(
+        reduce(shown.long(), "b k c (y p) (x q) -> b k (y x c)", "max", y=grid, x=grid), levels * 32 + 16
+    )
+
+
+def test_the_loss_of_many_channels_is_the_mean_of_their_cross_entropies():
+    target = make_target("mean-colour", patch_size=4, bits=2, channels=5)
+    predictions, targets = torch.randn(2, 3, 20), torch.randint(0, 4, (2, 3, 5))
+    each = [
+        torch.nn.functional.cross_entropy(predictions[..., 4 * c : 4 * c + 4].flatten(0, 1), targets[..., c].flatten())
+        for c in range(5)
+    ]
+    torch.testing.assert_close(target.loss(predictions, targets), torch.stack(each).mean())
+    assert torch.equal(target.predicted_bins(predictions)[..., 2], predictions[..., 8:12].argmax(-1))

@@ -1,0 +1,59 @@
+"""What --init and the labelled images have in common: the channels of an image, and its range of values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from mpp.config.commands import FineTune, LinearProbe
+from mpp.config.options import Data
+from mpp.data.bands import counted
+from mpp.data.images import Images, bands_of
+from mpp.data.splits import open_labelled
+from mpp.errors import UserError, renamed, warn
+from mpp.models.backbones import downstream_vit
+from mpp.models.vit import ViT
+
+SomeData = TypeVar("SomeData", bound=Data)
+
+
+def open_downstream(
+    config: FineTune | LinearProbe, accelerator: Accelerator, seen: int = 0
+) -> tuple[ViT, Images, Images]:
+    """The encoder that --init names, and the labelled images to fit on and to be measured on, read as it takes them."""
+    set_seed(config.seed)
+    vit = downstream_vit(config.init, config.model)
+    with accelerator.main_process_first(), as_taken_by(vit, config.init, config.data) as data:
+        images, test = open_labelled(data, vit.img_size, config.seed, seen)
+    bands = bands_of(images)
+    if config.init == "scratch" and bands.channels != vit.in_chans:
+        set_seed(config.seed)
+        vit = downstream_vit(config.init, config.model, bands.channels or vit.in_chans)
+    vit.pixel_range = bands.range
+    return vit, images, test
+
+
+@contextmanager
+def as_taken_by(vit: ViT, init: str, data: SomeData, *, fitted: bool = True) -> Iterator[SomeData]:
+    """The data options with the channels and the range of the encoder that --init names; `fitted` says whether there
+    are training images. A message about another number of channels names both."""
+    if data.range == "auto" and not fitted:
+        raise UserError("--data.range auto looks at training images; leave it out: the model has its range")
+    if init == "scratch":
+        yield data
+        return
+    if data.channels not in (None, vit.in_chans):
+        raise UserError(
+            f"--data.channels {data.channels}: --init {init} takes images of {counted(vit.in_chans)}; leave the option "
+            f"out, or pretrain on such images"
+        )
+    if vit.pixel_range and data.range not in (None, vit.pixel_range):
+        low, high = vit.pixel_range
+        warn(f"--init {init} was trained with --data.range {low:g} {high:g}; leave the option out to read images so")
+    with renamed("--data.channels", f"--init {init}", [data.path] if data.channels is None else []):
+        yield dataclasses.replace(data, channels=vit.in_chans, range=data.range or vit.pixel_range)
