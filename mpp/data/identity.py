@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from mpp.data.contents import Contents
 from mpp.data.images import Images, Subset
-from mpp.data.streams import Row, Stream
+from mpp.data.streams import Kept, Stream
 from mpp.errors import UserError, warn
 from mpp.files import write_whole
 
@@ -33,7 +33,7 @@ class Identity:
         if isinstance(evaluated, Subset) and isinstance(train, Subset) and evaluated.images is train.images:
             return cls({found.split: found}, [found.names[i] for i in evaluated.indices] if found.names else None)
         measured = evaluated.contents(labels)
-        if isinstance(evaluated, Row) and measured.split == found.split:
+        if isinstance(evaluated, Kept) and measured.split == found.split:
             return cls({found.split: found}, evaluated.stream.shard_names)
         return cls({found.split: found, measured.split: measured})
 

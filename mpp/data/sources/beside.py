@@ -36,7 +36,7 @@ class Rows:
 
 def metadata_rows(files: Sequence[str], path: str) -> Rows:
     """The rows of all metadata files of a set. Raises UserError for a file that names no images, or others' images."""
-    images: dict[str, list[str | None]] = defaultdict(list)
+    images: dict[str, list[Any]] = defaultdict(list)
     values: dict[str, list[Any]] = defaultdict(list)
     named: list[Any] = []
     for columns in map(read_columns, files):
@@ -46,16 +46,18 @@ def metadata_rows(files: Sequence[str], path: str) -> Rows:
                 f"{printable(columns.file)} has no column file_name (or *_file_name), which names the image of a row, "
                 f"relative to this file; its columns are: {columns.described}; rename one"
             )
-        of_images = {
+        of_images: dict[str, list[Any]] = {
             name.removesuffix("file_name").removesuffix("_") or "image": [
                 None if value in (None, "") else _inside(value, columns.file, path) for value in columns.values[name]
             ]
             for name in naming
         }
-        others = {name: rows for name, rows in columns.values.items() if name not in (*naming, *of_images)}
+        others: dict[str, list[Any]] = {
+            name: list(rows) for name, rows in columns.values.items() if name not in (*naming, *of_images)
+        }
         for every, own in ((images, of_images), (values, others)):
             for name, rows in own.items():
-                every[name] += [None] * (len(named) - len(every[name])) + list(rows)
+                every[name] += [None] * (len(named) - len(every[name])) + rows
         named += columns.values[naming[0]]
     for every in (images, values):
         for rows in every.values():

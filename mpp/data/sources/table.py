@@ -241,9 +241,9 @@ def _is_list(table: Dataset, column: str) -> bool:
 def several(column: str, values: Sequence[Any]) -> str:
     """What is said of a column that is no single number or word: ": ..."."""
     example = next((value for value in values if isinstance(value, list) and len(value) > 1), None)
-    example = f", as {printable(', '.join(map(str, example[:3])))}" if example else ""
+    as_here = f", as {printable(', '.join(map(str, example[:3])))}" if example else ""
     return (
-        f": column {printable(column)} holds lists{example}: several labels an image are not supported; "
+        f": column {printable(column)} holds lists{as_here}: several labels an image are not supported; "
         f"--data.label-column names a column with one number or word an image"
     )
 
