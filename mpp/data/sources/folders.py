@@ -52,13 +52,17 @@ class Folder:
 
         Raises UserError if a level is asked for at which no split has two folders.
         """
-        found = Classes.of({split: {below for _, below in self.images(split)} for split in self.splits}, level or 1)
+        found = Classes.of({split: self._below(split) for split in self.splits}, level or 1)
         if level is not None and not found.names:
             raise UserError(
                 f"--data.class-level {level}: at this level below the splits, {self.listing.folder} does not have two "
                 f"folders with all images in them; leave it out, or give another"
             )
         return found
+
+    def _below(self, split: str) -> set[Parts]:
+        """The folders of a split's images, without the split's own."""
+        return {below for _, below in self.images(split)} if self.by_name else set(self.layout.splits[split].values())
 
     def table(self, split: str, level: int | None = None) -> Dataset:
         """The images of a split, as paths, and their labels if all lie in classes."""
