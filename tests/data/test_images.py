@@ -142,12 +142,14 @@ def test_a_class_called_like_a_split_is_a_class(tmp_path):
         (["images/0", "images/1", "masks/0", "masks/1"], {"train": 2}),
         (["with_mask/0", "without_mask/0", "mask/0"], {"train": 3}),  # classes
         (["face/0", "face_mask/0", "other/0"], {"train": 3}),
+        (["Train/a/0", "Validate/a/0", "Test/a/0"], {"train": 1, "validation": 1, "test": 1}),
         (["Train/a/0", "TEST/a/0", "Valid/a/0"], {"train": 1, "validation": 1, "test": 1}),
         (["trainImages/0", "holdoutImages/0"], {"train": 1, "test": 1}),
         (["images_train/0", "images_hold-out/0"], {"train": 1, "test": 1}),
         (["trainset/0", "devset/0"], {"train": 1, "validation": 1}),
-        (["train2017/0", "val2017/0", "docs/0"], {"train": 3}),  # a third of the folders has no such word
-        (["train/a/0", "test/a/0", "docs/0"], {"train": 1, "test": 1}),  # but here the splits share a class
+        (["train2017/0", "val2017/0", "docs/0"], {"train": 1, "validation": 1}),
+        (["train/0", "test/0", "bus/0", "car/0"], {"train": 4}),  # half of the folders have no such word
+        (["train/a/0", "test/a/0", "bus/0", "car/0"], {"train": 1, "test": 1}),  # but here the splits share a class
         (["trainA/0", "trainB/0", "testA/0", "testB/0"], {"train": 2, "test": 2}),
         (["train/0", "train_extra/0", "val/0"], {"train": 1, "validation": 1}),
         (["training_data/train/0", "training_data/val/0"], {"train": 1, "validation": 1}),
@@ -187,6 +189,7 @@ def test_masks_and_folders_beside_the_splits_are_counted_by_name(tmp_path):
         (["cat/images/0", "dog/images/0"], None, ["cat", "dog"]),
         (["cat/0", "cat/more/deeper/0", "dog/0"], None, ["cat", "cat", "dog"]),
         (["photos/raw/cat/0", "photos/raw/dog/0"], None, ["cat", "dog"]),
+        (["x/y/train/cat/0", "x/y/train/dog/0", "x/y/test/dog/0"], None, ["cat", "dog"]),
         (["train/train/cat/0", "train/train/dog/0", "test/cat/0", "test/dog/0"], None, ["cat", "dog"]),
         (["train/cat/0", "train/dog/0", "test/fly/0"], None, ["cat", "dog"]),
         (["train/cat/0", "train/dog/0", "val/images/0"], None, ["cat", "dog"]),

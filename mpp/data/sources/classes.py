@@ -92,7 +92,7 @@ def wrappers(splits: Mapping[str, Iterable[Parts]]) -> dict[str, int]:
             if len(names) != 1 or any(len(folder) == at for folder in paths[split]):
                 continue
             (top,) = names
-            holds = {class_name(folder[at + 1]) for folder in paths[split] if len(folder) > at + 1}
+            holds = {class_name(name) for folder in paths[split] for name in folder[at + 1 :]}
             if not classes or (class_name(top) not in classes and (is_general(top) or holds & classes)):
                 above[split] += 1
                 break

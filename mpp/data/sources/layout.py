@@ -18,7 +18,7 @@ Parts = tuple[str, ...]  # of a folder's path, below the set's folder
 
 SPLIT_WORDS = {
     "train": {"train", "training", "trn", "trainval"},
-    "validation": {"validation", "valid", "val", "dev"},
+    "validation": {"validation", "validate", "validating", "valid", "val", "dev"},
     "test": {"test", "testing", "tst", "eval", "evaluation", "holdout", "heldout"},
 }
 
@@ -57,7 +57,7 @@ def layout_of(folders: Mapping[Parts, int]) -> Layout:
     """Find the splits among the folders of a set, given with the number of images directly in each.
 
     1. Folders are splits if their names are alike but for a split's word, one is train and one is not (train, test;
-       seg_train, seg_test), and if the others at this level, but for a tenth, are such as lie beside splits.
+       seg_train, seg_test), and if they are two thirds of the level without what lies beside splits (unlabelled).
     2. Else a folder called test, say, is a split and those beside it are train, if these are called images or
        unlabelled, or have the names of the folders inside it.
     3. Else, if all folders of a level are alike and of one split, they are that split.
@@ -166,7 +166,7 @@ def _family(folders: Mapping[Parts, int], level: int) -> dict[Parts, str] | None
     if not _is_divided(chosen.values()):
         return None
     strange = [head for head in heads if head not in named and not _lies_beside(head[-1])]
-    if len(strange) > _FEW * len(heads) and not _have_one_inside(folders, chosen):
+    if len(strange) > max(_FEW * len(heads), len(chosen) / 2) and not _have_one_inside(folders, chosen):
         return None
     parents = {head[:-1] for head in chosen}
     higher = [f for f in folders if len(f) < level and f not in parents and not any(map(_lies_beside, f))]
