@@ -25,7 +25,7 @@ from mpp.errors import UserError
 from mpp.evaluation.predictions import export, refuse_unwritable
 from mpp.figures.confusion import paint_confusion
 from mpp.methods.classify import load_classifier, predict_set
-from mpp.models.backbones import digest_of, fitted, refuse_shape_options
+from mpp.models.backbones import fitted, refuse_shape_options
 from mpp.models.vit import ViT
 from mpp.run.folder import Records, finish, prepared_output, refuse_other_options
 from mpp.run.machine import gather_dicts
@@ -51,7 +51,6 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
-    digest = digest_of(config.init)
     grid: dict[str, float] = {}
     if config.optim.lr_grid:
         if accelerator.is_main_process:
@@ -66,7 +65,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
-        result |= {"init_sha256": digest, "data": data}
+        result |= {"init_sha256": outcome.init_sha256, "data": data}
         result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
         result = finish(output, config, result)
         if config.export_predictions and job.predictions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 from collections.abc import Iterable
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from pyarrow import parquet
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -136,12 +139,16 @@ def export(predictions: Predictions, images: Images, classes: list[str], file: s
 
 def write_table(columns: dict[str, list[Any]], file: str, overwrite: bool) -> None:
     """Write columns to a file that ends in .parquet or .csv."""
-    from datasets import Dataset
-
-    csv = not file.endswith(".parquet")
-    table = Dataset.from_dict({name: [*map(csv_cell, column)] if csv else column for name, column in columns.items()})
+    if file.endswith(".parquet"):
+        content = pa.BufferOutputStream()
+        parquet.write_table(pa.table(columns), content)
+        written = content.getvalue().to_pybytes()
+    else:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
+        written = text.getvalue().encode()
     with writing(Path(file)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        table.to_csv(content) if csv else table.to_parquet(content)
-        write_whole(Path(file), content.getvalue(), overwrite)
+        write_whole(Path(file), written, overwrite)

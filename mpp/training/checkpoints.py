@@ -49,19 +49,20 @@ class Start:
     span: Span | None = None
     unevaluated: bool = False  # a stop cut the evaluation after that step
     unreadable: dict[str, str] = field(default_factory=dict)  # training images found so far: where -> why
+    init_sha256: str | None = None  # of the weights that --init named when the run began
 
 
 class Checkpoints:
     """The checkpoints of a run, for all its processes."""
 
-    def __init__(self, output: Path, keep: int, accelerator: Accelerator) -> None:
-        self.output, self.keep, self.accelerator = output, keep, accelerator
+    def __init__(self, output: Path, keep: int, accelerator: Accelerator, init_sha256: str | None = None) -> None:
+        self.output, self.keep, self.accelerator, self.init_sha256 = output, keep, accelerator, init_sha256
         self.folder = output / "checkpoints"
 
     def fresh(self) -> Start:
         """Begin at step 0."""
         self.accelerator.print(f"training from step 0 into {self.output}")
-        return Start()
+        return Start(init_sha256=self.init_sha256)
 
     def resume(self, learner: Learner, steps: int, insist: bool = False) -> Start:
         """Put the latest good checkpoint into a learner that goes on to `steps`; a fresh start if there is none. All
@@ -101,7 +102,10 @@ class Checkpoints:
         positions = {int(lane): tuple(at) for lane, at in state["positions"].items()}
         span = Span(**state["span"]) if "span" in state else None
         owed, unreadable = state.get("unevaluated", False), state.get("unreadable", {})
-        return Start(state["step"], state["seconds"], positions, span, owed, unreadable)
+        began_with = state.get("init_sha256", self.init_sha256)
+        if began_with != self.init_sha256:
+            self.accelerator.print("the weights that --init names are others now; this run goes on from its checkpoint")
+        return Start(state["step"], state["seconds"], positions, span, owed, unreadable, began_with)
 
     def save(self, start: Start, learner: Learner, needed: bool) -> str | None:
         """Save where a run may go on; returns what to warn of if it cannot be written. All processes call it.
@@ -112,6 +116,8 @@ class Checkpoints:
         state = {"positions": gather_dicts(accelerator, start.positions), "seconds": start.seconds}
         state["data"] = recorded_digests(self.output)
         state["span"] = dataclasses.asdict(learner.span)
+        if start.init_sha256:
+            state["init_sha256"] = start.init_sha256
         state |= {"unevaluated": start.unevaluated, "unreadable": gather_dicts(accelerator, start.unreadable)}
         model, optimizer = learner.model, learner.optimizer
         try:

@@ -8,14 +8,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from mpp.config.commands import Trained
+from mpp.config.commands import FineTune, Trained
 from mpp.data.batches import Feed
 from mpp.data.loader import Share
+from mpp.models.backbones import digest_of
 from mpp.run.machine import gather_dicts
 from mpp.run.memory import explained_out_of_memory
 from mpp.run.stops import STOP, Stopped
 from mpp.training.auto_batch import fitting_share, what_to_lower
-from mpp.training.checkpoints import Checkpoints, Start
+from mpp.training.checkpoints import Checkpoints
 from mpp.training.finiteness import Finiteness
 from mpp.training.job import Job, Outcome
 from mpp.training.learner import Learner, seed_dropout
@@ -32,7 +33,8 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     accelerator.free_memory()  # of an earlier run of the same command
     flops = job.flops_an_image()  # before the model may be sharded
     learner = Learner(job.model, config, accelerator)
-    checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator)
+    init = digest_of(config.init) if isinstance(config, FineTune) else None
+    checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator, init)
     start = checkpoints.resume(learner, options.steps, config.resume_anyway) if config.resume else checkpoints.fresh()
     learner.begin(start.step, start.span)
     if options.auto_batch:
@@ -84,7 +86,14 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
                 with progress.clock.paused():
                     seconds = start.seconds + progress.clock.total()
                     owed = due and not evaluated
-                    here = Start(step, seconds, feed.positions, unevaluated=owed, unreadable=feed.unreadable)
+                    here = dataclasses.replace(
+                        start,
+                        step=step,
+                        seconds=seconds,
+                        positions=feed.positions,
+                        unevaluated=owed,
+                        unreadable=feed.unreadable,
+                    )
                     if trouble := checkpoints.save(here, learner, needed=last or stopped):
                         progress.warn(trouble)
             if stopped:
@@ -95,7 +104,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     feed.judge(unreadable, gather_dicts(accelerator, {accelerator.process_index: (feed.bad, feed.read)}).values())
     used = None if job.data.count is None else job.data.count - len(unreadable)
     unreadable |= gather_dicts(accelerator, job.unreadable)
-    return Outcome(progress.step, progress.metrics, seconds, learner.evaluated(), used, unreadable)
+    return Outcome(progress.step, progress.metrics, seconds, learner.evaluated(), used, unreadable, start.init_sha256)
 
 
 def what_is_done(step: int, share: Share) -> str:

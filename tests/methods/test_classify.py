@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -23,6 +25,7 @@ from mpp.data.images import load_images
 from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, rank_of
 from mpp.figures.confusion import paint_confusion
+from mpp.files import sha256_of
 from mpp.methods.classify import load_classifier
 from mpp.run.folder import read_metrics
 from mpp.run.machine import start_accelerator
@@ -264,6 +267,20 @@ def test_a_resumed_fine_tuning_equals_one_that_was_never_cut(tmp_path):
     run(finetune, tmp_path / "cut", "--resume", *modern)
     whole, cut = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "cut")
     assert without_speeds(cut) == without_speeds(whole)
+
+
+def test_a_run_goes_on_and_says_so_if_its_backbone_was_replaced(backbone, tmp_path, capsys):
+    init = Path(shutil.copytree(backbone, tmp_path / "init"))
+    began_with = sha256_of(init / "model.safetensors")
+    options = ["--init", str(init), "--model.img-size", "16", "--train.steps"]
+    run(finetune, tmp_path / "run", *options, "2")
+    weights = load_file(init / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, init / "model.safetensors")
+    capsys.readouterr()
+    result = run(finetune, tmp_path / "run", *options, "4", "--resume")
+    assert capsys.readouterr().out.count("the weights that --init names are others now") == 1
+    assert result["init_sha256"] == began_with
+    assert run(finetune, tmp_path / "run", *options, "6", "--resume")["init_sha256"] == began_with
 
 
 def test_the_head_starts_at_zero_and_learns(tmp_path):
