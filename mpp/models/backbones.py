@@ -12,12 +12,15 @@ from mpp.config.derived import height_width
 from mpp.config.hub import missing, on_hub
 from mpp.config.options import Model, PooledModel
 from mpp.errors import UserError, first_line
-from mpp.files import sha256_of
+from mpp.files import is_special, sha256_of
 from mpp.models.foreign import WAY_OUT, whose
 from mpp.models.pretrained import Pretrained
 from mpp.models.vit import ViT
 
 Exported = TypeVar("Exported", bound=Pretrained)
+
+
+_READ = ("config.json", "model.safetensors")
 
 
 def build_vit(model: Model, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> ViT:
@@ -107,6 +110,9 @@ def exported(init: str, kind: str) -> tuple[str, str | None]:
         return there.repo, there.revision
     if not folder.exists():
         raise missing("--init", init)
+    for path in (folder, *(here / name for here in (folder, folder / kind) for name in _READ)):
+        if is_special(path):
+            raise UserError(f"--init {init}: {path} is a pipe, a socket or a device, not a file")
     if (folder / kind).is_dir():
         return str(folder / kind), None
     if folder.is_dir() and (folder / "config.json").is_file():

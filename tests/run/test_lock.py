@@ -17,6 +17,7 @@ import pytest
 from mpp.errors import UserError
 from mpp.files import draft_of, write_whole
 from mpp.methods.masked_patches import MaskedPatches
+from mpp.models.backbones import load_backbone
 from mpp.run.lock import NAME, Holder, born, locked, read
 from mpp.training import checkpoints
 from tests.helpers import one_line, pretrain
@@ -175,3 +176,18 @@ def test_files_of_a_run_have_the_modes_that_the_user_gives_new_files(tmp_path):
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"model.safetensors", "optimizer.pt", "result.json", "metrics.jsonl"} <= {path.name for path in files}
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {path.name: 0o640 for path in files}
+
+
+@pytest.mark.parametrize("name", ["set", "set.parquet", "set.mpp"])
+def test_a_pipe_is_no_set_of_images(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"--data\.path .*/{name} is a pipe, a socket or a device"):
+        pretrain(tmp_path / "run", "--data.path", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["init", "init/config.json", "init/backbone/model.safetensors"])
+def test_a_pipe_is_no_backbone(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"--init .*/{name} is a pipe, a socket or a device"):
+        load_backbone(str(tmp_path / "init"))

@@ -24,6 +24,7 @@ from mpp.data.contents import Contents, Listing
 from mpp.data.rasters import stored
 from mpp.data.sources.packed_header import MAGIC, read_header
 from mpp.errors import UserError
+from mpp.files import is_special
 
 _KEPT = 1024  # most images whose pages a process keeps: 64 MiB, at 64 KiB per image
 
@@ -129,8 +130,10 @@ class PackedImages:
 
 
 def is_packed(path: str) -> bool:
-    """Whether a path is a packed file."""
+    """Whether a path is a packed file. Raises UserError for a pipe, a socket or a device, which no set is."""
     try:
+        if is_special(Path(path).expanduser()):
+            raise UserError(f"--data.path {path} is a pipe, a socket or a device; give a file or a folder")
         with Path(path).expanduser().open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, RuntimeError):  # no such file, or ~name of an unknown user
