@@ -171,9 +171,16 @@ def channels_of(image: Opened, wanted: int | None = None) -> int:
     if isinstance(image, Raster):
         with _readable():
             found = image.channels(wanted)
-        return 3 if found == 1 and (wanted == 3 or (image.picture and wanted is None)) else found
+        return 3 if found == 1 and (wanted == 3 or (image.kind != "array" and wanted is None)) else found
     gives = {1: image.mode in ("1", "L", "LA", "La") or _is_deep(image), 4: image.mode in ("RGBA", "RGBa")}
     return wanted if wanted is not None and gives.get(wanted) else 3
+
+
+def is_transparent_tiff(image: Opened) -> bool:
+    """Whether a TIFF has a sample that is marked as transparency: programs mark any fourth one so."""
+    if isinstance(image, Raster):
+        return image.kind == "TIFF" and image.alpha is not None
+    return image.format == "TIFF" and image.mode in ("RGBA", "RGBa")
 
 
 def type_of(image: Opened) -> str:

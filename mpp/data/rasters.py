@@ -35,7 +35,7 @@ class Raster:
     load: Callable[[], np.ndarray]  # the values, in `shape`
     channels_at: int | None = None  # the axis of the channels in `shape`; None: the shape decides
     alpha: int | None = None  # the channel that is transparency, of an image with `channels_at`
-    picture: bool = True  # whether one channel is grey, and so becomes three; else it is an array
+    kind: str = "TIFF"  # PNG or TIFF: one channel is grey, and so becomes three; "array": it stays one
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (2, 3) or min(self.shape) < 1:
@@ -106,14 +106,14 @@ def open_npy(file: File) -> Raster:
     """A .npy file. Pickled objects are not read."""
     if isinstance(file, str):
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-        return Raster(array.shape, array.dtype, lambda: np.array(array), picture=False)
+        return Raster(array.shape, array.dtype, lambda: np.array(array), kind="array")
     content = io.BytesIO(file)
     version = np.lib.format.read_magic(content)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(content)
     if math.prod(shape) * dtype.itemsize != len(file) - content.tell():
         raise ValueError("it is cut short, or its header lies")
-    return Raster(shape, dtype, lambda: np.load(io.BytesIO(file), allow_pickle=False), picture=False)
+    return Raster(shape, dtype, lambda: np.load(io.BytesIO(file), allow_pickle=False), kind="array")
 
 
 def open_tiff(file: File) -> Raster:
@@ -155,6 +155,7 @@ def open_png(file: File, width: int, height: int, channels: int) -> Raster:
         lambda: _read_png(file),
         channels_at=2,
         alpha=channels - 1 if channels in (2, 4) else None,
+        kind="PNG",
     )
 
 
@@ -168,4 +169,4 @@ def _read_png(file: File) -> np.ndarray:
 
 def stored(array: np.ndarray) -> Raster:
     """Values (H, W, C) that are in memory already."""
-    return Raster(array.shape, array.dtype, lambda: array, channels_at=2, picture=False)
+    return Raster(array.shape, array.dtype, lambda: array, channels_at=2, kind="array")

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpp.config.options import Data, Source
 from mpp.data.bands import RANGES, Bands, Range, counted
-from mpp.data.decode import Opened, Unreadable, channels_of, size_as_seen, type_of, values
+from mpp.data.decode import Opened, Unreadable, channels_of, is_transparent_tiff, size_as_seen, type_of, values
 from mpp.data.images import Images, bands_of
 from mpp.data.randomness import Purpose, generator
 from mpp.errors import UserError, warn
@@ -44,6 +44,11 @@ def surveyed(images: Images, data: Source) -> Bands:
         raise UserError(
             f"--data.path {data.path}: {where} has {counted(there)}, not the {data.channels} of --data.channels; give "
             f"other images, or what takes {there}"
+        )
+    if data.channels is None and is_transparent_tiff(image) and _is_main_process():
+        warn(
+            f"{where} has a channel that is marked as transparency: images are laid on white; if it is infrared, say, "
+            f"--data.channels {there + 1} reads it as a channel"
         )
     return Bands(there, low_high)
 

@@ -164,6 +164,18 @@ def test_twelve_bits_in_sixteen_are_warned_of_and_measured_with_their_range(tmp_
     assert "not measurable" not in capsys.readouterr().out
 
 
+def test_a_tiff_with_a_sample_that_is_marked_as_transparency_is_named_with_the_choice(tmp_path):
+    for number in range(12):
+        array = np.random.default_rng(number).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+        tifffile.imwrite(tmp_path / f"{number}.tif", array, photometric="rgb", extrasamples=["unassalpha"])
+    options = TINY | {"data.path": str(tmp_path)}
+    reset_accelerate()
+    with pytest.warns(Notice, match=r"marked as transparency.*--data\.channels 4"):
+        assert mpp.pretrain(options | {"output": str(tmp_path / "three")})["channels"] == 3
+    reset_accelerate()
+    assert mpp.pretrain(options | {"data.channels": 4, "output": str(tmp_path / "four")})["channels"] == 4
+
+
 def test_floats_need_a_range(tmp_path):
     for number in range(12):
         array = np.random.default_rng(number).random((16, 16, 3), dtype=np.float32)
