@@ -1163,7 +1163,9 @@ def test_a_split_without_rows_keeps_its_class_folders(tmp_path):
     for name in ("train/a/0.png", "train/b/1.png", "val/2.png", "val/3.png"):
         put(tmp_path / name, 1)
     (tmp_path / "val.txt").write_text("2.png\tb\n3.png\ta\n")
-    with pytest.warns(UserWarning, match="no image of split train has a row in .*val.txt; they are used without one"):
+    with pytest.warns(
+        UserWarning, match="no image of split train has a row in .*val.txt; their folders are their classes"
+    ):
         assert labels_of(tmp_path, "validation", labels_file="val.txt") == TEST
 
 

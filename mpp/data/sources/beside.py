@@ -168,10 +168,12 @@ def _with_row(rows: Rows, places: set[str]) -> set[str]:
 
 def _unlike(pictures: Dataset, label: str | None, split: str, tables: str) -> Dataset:
     """A split in which no image has a row: labelled by its class folders, as text, if the others have labels."""
-    _warn(f"no image of split {printable(split)} has a row in {tables}; they are used without one")
     numbers = pictures["label"] if label is not None and "label" in pictures.column_names else []
+    unlike = f"no image of split {printable(split)} has a row in {tables}"
     if len(set(numbers)) < 2:  # metadata takes the place of class folders in all splits
+        _warn(f"{unlike}; they are used without labels")
         return pictures.select_columns("image")
+    _warn(f"{unlike}; their folders are their classes")
     names = pictures.features["label"].names
     return as_table({"image": _files(pictures)}, {label or "": [names[n] for n in numbers]}, pictures._fingerprint)
 

@@ -294,7 +294,8 @@ def pick_column(table: Dataset, named: str | None, kind: str) -> str:
     columns = listed(table.column_names)
     if named is not None:
         if named not in table.column_names:
-            raise UserError(f"--data.{kind}-column {named} does not exist; the columns are: {columns}")
+            beside = "; --data.labels-file gives a folder of images labels" if table.column_names == ["image"] else ""
+            raise UserError(f"--data.{kind}-column {named} does not exist; the columns are: {columns}{beside}")
         return named
     types = datasets.Image if kind == "image" else datasets.ClassLabel
     fitting = [name for name, feature in table.features.items() if isinstance(feature, types)]
