@@ -110,15 +110,18 @@ def _start_of(file: str | bytes) -> bytes:
         return opened.read(8)
 
 
+def pages_are_bands(tiff: Any) -> bool:
+    """Whether the pages of a TIFF are one array with channels, as tifffile and ImageJ write and describe it."""
+    said = str(tiff.tag_v2.get(270, ""))[:1000]
+    together = ('"shape": [' in said and "axes" not in said) or '"axes": "CYX"' in said or "\nchannels=" in said
+    return together and tiff.n_frames > 1 and min(tiff.n_frames, *tiff.size) <= MOST_CHANNELS
+
+
 def _has_bands(tiff: Any) -> bool:
     """Whether PIL reads only a part of a TIFF: of its samples, of their bits, or of an array in several pages."""
-    tags = tiff.tag_v2
-    written = str(tags.get(270, ""))[:1000]  # by tifffile or ImageJ, of a stack whose pages are one array
-    together = (
-        ('"shape": [' in written and "axes" not in written) or '"axes": "CYX"' in written or "\nchannels=" in written
-    )
-    if together and tiff.n_frames > 1 and min(tiff.n_frames, *tiff.size) <= MOST_CHANNELS:
+    if pages_are_bands(tiff):
         return True
+    tags = tiff.tag_v2
     transparent = sum(int(extra) in (1, 2) for extra in tags.get(338, ()))
     colours = tags.get(277, 1) - transparent
     if colours == 1:

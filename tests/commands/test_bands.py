@@ -176,6 +176,15 @@ def test_a_tiff_with_a_sample_that_is_marked_as_transparency_is_named_with_the_c
     assert mpp.pretrain(options | {"data.channels": 4, "output": str(tmp_path / "four")})["channels"] == 4
 
 
+def test_pages_that_are_bands_are_not_called_unread(tmp_path, recwarn):
+    for number in range(12):  # as tifffile writes (C, H, W) if it is told nothing
+        array = np.random.default_rng(number).integers(0, 256, (6, 16, 16), dtype=np.uint8)
+        tifffile.imwrite(tmp_path / f"{number}.tif", array)
+    reset_accelerate()
+    assert mpp.pretrain(TINY | {"data.path": str(tmp_path), "output": str(tmp_path / "run")})["channels"] == 6
+    assert not [notice for notice in recwarn if "page" in str(notice.message)]
+
+
 def test_floats_need_a_range(tmp_path):
     for number in range(12):
         array = np.random.default_rng(number).random((16, 16, 3), dtype=np.float32)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from mpp.data.decode import FORMATS
+from mpp.data.decode import FORMATS, pages_are_bands
 from mpp.data.sources.columns import METADATA
 from mpp.data.sources.layout import Parts
 from mpp.errors import UserError, printable, warn
@@ -234,6 +234,6 @@ def tell_unread_parts(paths: Sequence[str], empty: Sequence[str]) -> None:
 def _frames(path: str) -> int:
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return getattr(image, "n_frames", 1)
+            return 1 if image.format == "TIFF" and pages_are_bands(image) else getattr(image, "n_frames", 1)
     except Exception:  # PIL's plug-ins raise nearly any exception on damaged files; reading this one names it
         return 1
