@@ -47,7 +47,7 @@ from tests.helpers import (
     without_speeds,
     write_shards,
 )
-from tools.kill import Options, Tally, begin, compare, kill, torture
+from tools.kill import Options, Tally, begin, compare, kill, run_twice, torture
 
 # 30 images, in batches of 8: epochs end between and within batches, and a cut is in the middle of one
 EPOCHS = ["--data.fraction", "0.0003", "--augment.crop", "resized", "--eval.pictures", "0"]
@@ -144,6 +144,11 @@ def test_resuming_with_options_that_do_not_change_the_numbers_is_allowed(tmp_pat
     other += ["--train.keep-checkpoints", "1", "--train.log-every", "2", "--data.workers", "1"]
     pretrain(tmp_path / "run", "--resume", *other)
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_of_two_runs_in_one_folder_one_is_refused_and_the_other_is_whole(tmp_path):
+    tally = run_twice(Options(kills=2, seed=3), tmp_path)
+    assert (tally.differences, tally.refused) == ([], 2)
 
 
 def test_a_run_killed_twenty_times_is_the_same_as_one_that_nobody_killed(tmp_path):
