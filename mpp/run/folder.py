@@ -275,7 +275,7 @@ def remove_if_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-_FILES = ("config.toml", "metrics.jsonl", "result.json", "report.md", "report.html", "results.csv")
+_FILES = ("config.toml", "data.json", "metrics.jsonl", "result.json", "report.md", "report.html", "results.csv")
 _FOLDERS = ("checkpoints", "tensorboard", "samples", "backbone", "classifier", "lr_grid")
 _OF_COMPARISONS = ("pretrain", "probe", "finetune", "plots")
 

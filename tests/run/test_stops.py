@@ -84,13 +84,15 @@ def test_a_signal_in_a_learning_rate_trial_ends_the_command(tmp_path, monkeypatc
     assert (len(steps), len(result["lr_grid_top1"])) == (6, 2)
 
 
-def test_a_signal_in_a_probe_ends_it_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_a_signal_in_a_probe_ends_it_and_the_same_command_begins_again(tmp_path, monkeypatch, capsys):
     signalled(monkeypatch, linear_probe, "features_of")
     reset_accelerate()
     options = [*SHAPE, "--data.labels", "30", "--probe.eval-images", "20", "--output", str(tmp_path / "run")]
     assert not probe(options)
     assert "stopped; the same command" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "result.json").exists()
+    reset_accelerate()
+    assert probe(options)["eval_images"] == 20
 
 
 def test_a_signal_while_packing_ends_it_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
