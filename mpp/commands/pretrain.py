@@ -14,11 +14,15 @@ from mpp.data.identity import held_out_before, keep
 from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
 from mpp.data.survey import noted
-from mpp.methods.masked_patches import MaskedPatches, not_measurable
+from mpp.methods.masked_patches import MaskedPatches
+from mpp.methods.patch_prediction import PatchPrediction, not_measurable
+from mpp.methods.visible_patches import VisiblePatches
 from mpp.run.command import spelled
 from mpp.run.folder import finish, prepared_output, unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
+
+METHODS: dict[str, type[PatchPrediction]] = {"mpp": MaskedPatches, "visible": VisiblePatches}
 
 
 def run_pretraining(config: Pretrain, accelerator: Accelerator) -> dict[str, Any]:
@@ -35,8 +39,8 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
         remembered = held_out_before(output) if config.resume_anyway else None
         images, held_out = open_splits(config, height_width(config.model.img_size), remembered)
         config = noted(config, images)
-        job = MaskedPatches(config, accelerator, images, held_out)
-    if config.eval.pictures and (channels := job.model.vit.in_chans) not in (1, 3):
+        job = METHODS[config.method](config, accelerator, images, held_out)
+    if config.eval.pictures and (channels := job.vit.in_chans) not in (1, 3):
         shown = ", ".join(str(number + 1) for number in job.display)
         accelerator.print(f"pictures show channels {shown} of {channels} as red, green and blue")
     data = keep(output, images, held_out, accelerator, resume=config.resume, insist=config.resume_anyway)
@@ -49,7 +53,7 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     return dict(outcome.metrics)
 
 
-def write_result(job: MaskedPatches, config: Pretrain, output: Path, outcome: Outcome) -> dict[str, Any]:
+def write_result(job: PatchPrediction, config: Pretrain, output: Path, outcome: Outcome) -> dict[str, Any]:
     """Export the encoder to `backbone/`; returns what result.json says of the run."""
     model: Any = outcome.model
     write_folder(output / "backbone", model.vit.save_pretrained)
@@ -62,6 +66,7 @@ def write_result(job: MaskedPatches, config: Pretrain, output: Path, outcome: Ou
             "seconds": round(outcome.seconds, 1),
             "train_images": outcome.images,
             "eval_images": job.measured,
+            "method": config.method,
             "target": config.data.target,
             "channels": model.vit.in_chans,
             "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
@@ -71,14 +76,15 @@ def write_result(job: MaskedPatches, config: Pretrain, output: Path, outcome: Ou
     )
 
 
-def closing_summary(config: Pretrain, job: MaskedPatches, output: Path, outcome: Outcome) -> str:
+def closing_summary(config: Pretrain, job: PatchPrediction, output: Path, outcome: Outcome) -> str:
     """What a run says last: the model beside both guesses, and what to do next."""
     m = outcome.metrics
     model, majority, neighbours = m["eval/bin_accuracy"], m["eval/baseline_majority"], m["eval/baseline_neighbours"]
     better = max(neighbours, majority)
+    what = {"mpp": "corrupted", "visible": "hidden"}[config.method]
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
-        f"accuracy on the corrupted patches of {job.measured:,} held-out images:",
+        f"accuracy on the {what} patches of {job.measured:,} held-out images:",
         f"  guessing the commonest colour          {majority:6.1%}",
         f"  guessing from the nearest visible      {neighbours:6.1%}",
         f"  the model                              {model:6.1%}",

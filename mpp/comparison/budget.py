@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from mpp.commands.pretrain import METHODS
 from mpp.comparison.report import Cost
 from mpp.config.command_line import parse
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.methods.classify import Classifier
-from mpp.methods.masked_patches import MaskedPatchModel
 from mpp.methods.targets import make_target
 from mpp.models.backbones import build_vit, load_backbone
 from mpp.models.vit import ViT
@@ -95,7 +95,8 @@ def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
         options = parse(Pretrain, file)
         vit = load_backbone(str(folder))
         target = make_target(options.data.target, vit.patch_size, options.data.bits, vit.in_chans)
-        flops = MaskedPatchModel(vit, target.num_outputs).flops_an_image(options.corrupt.ratio)
+        method = METHODS[options.method]
+        flops = method.flops_of(options, method.build(options, vit, target.num_outputs)[0])
     elif run.get("command") == "supervised":
         flops = flops_an_image(Classifier(load_backbone(str(folder)), [""] * run["classes"], head="mlp"))
     else:

@@ -8,7 +8,7 @@ import os
 from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
 from mpp.config.commands import Compare, FineTune, FineTuning, Predict, Pretrain, Pretraining, Supervised
-from mpp.config.derived import cells_a_side, height_width, num_corrupted
+from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
 from mpp.config.options import Augment, Data, Optim, Train
 from mpp.errors import UserError, renamed, warn
 
@@ -48,10 +48,24 @@ def _check_pretraining(config: Pretraining) -> None:
         num_corrupted(height * width // model.patch_size**2, corrupt.ratio)
     except ValueError as error:
         raise UserError(f"--corrupt.ratio {corrupt.ratio}: {error}") from error
+    if config.method == "visible":
+        _check_visible(config, height * width // model.patch_size**2)
     try:
-        cells_a_side(data.target, model.patch_size)
+        for part in target_parts(data.target):
+            cells_a_side(part, model.patch_size)
     except ValueError as error:
         raise UserError(f"--data.target {data.target}: {error}") from error
+
+
+def _check_visible(config: Pretraining, num_patches: int) -> None:
+    if config.model.pos_embed == "relative":
+        raise UserError("--model.pos-embed relative needs all patches in the encoder: choose 1d or 2d, or --method mpp")
+    if (width := config.visible.width) and width % (4 if width < 64 else 32):
+        raise UserError(f"--visible.width {width} must be a multiple of 32 (below 64: of 4)")
+    try:
+        num_visible(num_patches, config.visible.keep)
+    except ValueError as error:
+        raise UserError(f"--visible.keep {config.visible.keep}: {error}") from error
 
 
 def _check_fine_tune(config: FineTune) -> None:

@@ -26,6 +26,7 @@ from mpp.config.options import (
     Source,
     Train,
     Training,
+    Visible,
 )
 
 
@@ -33,9 +34,13 @@ from mpp.config.options import (
 class Pretraining(Seeded):
     """Pretraining of the arms that are not given: by masked patch prediction and, on the same images, with labels."""
 
+    method: Literal["mpp", "visible"] = "mpp"
+    """mpp: the encoder sees corrupted patches among the others (the ViT paper); visible: it sees a quarter of the
+    patches and a light decoder predicts hidden ones (after MAE), which learns more in the same time."""
     data: PretrainData = but(PretrainData)
     model: Model = but(Model)
     corrupt: Corrupt = but(Corrupt)
+    visible: Visible = but(Visible)
     augment: Augment = but(Augment)
     optim: Optim = but(Optim)
     train: Train = but(Train)

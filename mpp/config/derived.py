@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -31,14 +32,47 @@ def num_corrupted(num_patches: int, ratio: float) -> int:
     return count
 
 
+def num_visible(num_patches: int, keep: float) -> int:
+    """V = round(keep * N). Raises ValueError unless at least one patch is visible and one is hidden."""
+    count = round(keep * num_patches)
+    if not 0 < count < num_patches:
+        raise ValueError(
+            f"a share of {keep} keeps {count} of {num_patches} patches; at least one must stay, and one not"
+        )
+    return count
+
+
+def num_predicted(num_patches: int, keep: float, predict: float) -> int:
+    """K = round(predict * hidden patches), at least one."""
+    return max(1, round(predict * (num_patches - num_visible(num_patches, keep))))
+
+
+def target_parts(target: str) -> dict[str, float]:
+    """The targets that --data.target sums, with their weights: "hog+0.1*mean-colour" -> {"hog": 1, "mean-colour": 0.1}.
+    Raises ValueError for a weight that is no number above 0, or a target given twice."""
+    parts: dict[str, float] = {}
+    for term in target.split("+"):
+        weight, name = term.split("*", 1) if "*" in term else ("1", term)
+        try:
+            parts[name] = float(weight) if name not in parts else 0.0
+        except ValueError:
+            parts[name] = 0.0
+        if not 0 < parts[name] < math.inf:
+            raise ValueError(f"{term!r} must be one target, given once, with a weight above 0: hog+0.1*mean-colour")
+    return parts
+
+
 def cells_a_side(target: str, patch_size: int) -> int:
-    """How many colour cells a side of a patch has in --data.target; 0 for raw pixels. Raises ValueError for a name that
-    is no target, or cells that do not divide the patch."""
-    if target == "pixels":
+    """How many colour cells a side of a patch has in a target; 0 if it has none. Raises ValueError for a name that is
+    no target, or cells that do not divide the patch."""
+    if target in ("pixels", "normalised-pixels", "hog"):
         return 0
     grid = re.fullmatch(r"(\d+)x\1", target)
     if target != "mean-colour" and not grid:
-        raise ValueError(f"unknown target {target!r}; the targets are: mean-colour, 4x4 (or another square), pixels")
+        raise ValueError(
+            f"unknown target {target!r}; the targets are: mean-colour, 4x4 (or another square), pixels, "
+            f"normalised-pixels, hog, and sums of them as in hog+0.1*mean-colour"
+        )
     cells = int(grid[1]) if grid else 1
     if cells < 1 or patch_size % cells:
         raise ValueError(f"a patch of {patch_size}x{patch_size} pixels does not divide into {target} cells")

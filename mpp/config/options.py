@@ -81,7 +81,8 @@ class PretrainData(Data):
     """Where the images come from, and what the model predicts."""
 
     target: str = "mean-colour"
-    """The target of a corrupted patch: `mean-colour`, `4x4` (or another GxG: the colour of each cell), or `pixels`."""
+    """What is predicted of a patch: `mean-colour`, `4x4` (or another GxG: the colour of each cell), `pixels`,
+    `normalised-pixels` (MAE's), `hog` (edges by orientation), or a weighted sum: `hog+0.1*mean-colour`."""
     bits: Bits = 3
     """Bits a colour channel, 1..8: 3 gives 8 bins a channel, so 512 colours. More than 3 channels are predicted one by
     one."""
@@ -126,6 +127,18 @@ class Corrupt:
     other: Share = 0.1  # Share that gets the embedding of a random other patch of the image.
     keep: Share = 0.1  # Share that keeps its embedding. --corrupt.mask, .other and .keep sum to 1.
     shape: Literal["uniform", "blocks"] = "uniform"  # Choose patches one by one, or in rectangular blocks (BEiT).
+
+
+@dataclass
+class Visible:
+    """What --method visible hides (in the form of --corrupt.shape), and the decoder, which is thrown away."""
+
+    keep: Inside = 0.25  # Share of an image's patches that the encoder sees, above 0 and below 1.
+    predict: UpTo1 = 0.5  # Share of the hidden patches that are predicted, above 0 and at most 1.
+    decoder: Literal["cross", "self"] = "cross"
+    """cross: each predicted patch attends to the visible ones (CrossMAE); self: all attend to all (MAE)."""
+    width: Count | None = None  # Width of the decoder, a multiple of 4. Default: that of the encoder, at most 512.
+    depth: Count = 1  # Blocks of the decoder.
 
 
 @dataclass

@@ -53,7 +53,7 @@ def draw_corruption(
         indices = np.sort(np.argpartition(noise, count, axis=1)[:, :count], axis=1)
     else:
         rngs = (numbers.generator(Use.PATCHES, i) for i in range(len(numbers.places)))
-        indices = np.stack([_blocks(rng, grid, count) for rng in rngs])
+        indices = np.stack([blocks(rng, grid, count) for rng in rngs])
     fate, offset = rearrange(numbers.uniform(Use.FATES, 2 * count), "b (two k) -> two b k", two=2)  # (B, K) each
     other = (indices + 1 + (offset * (num_patches - 1)).astype(np.int64)) % num_patches  # never the patch itself
     sources = np.where(fate < fates[0], num_patches, np.where(fate < fates[0] + fates[1], other, indices))
@@ -70,7 +70,7 @@ def corrupt(embeddings: Tensor, mask_token: Tensor, corruption: Corruption) -> T
     return torch.where(masked[..., None], mask_token.to(embeddings.dtype), moved)
 
 
-def _blocks(rng: np.random.Generator, grid: tuple[int, int], count: int) -> np.ndarray:
+def blocks(rng: np.random.Generator, grid: tuple[int, int], count: int) -> np.ndarray:
     """Cover exactly `count` patches with random rectangles: BEiT's block-wise masking (arXiv 2106.08254, algorithm 1).
     BEiT's smallest block, 16 of 196 patches, is scaled to the grid. The last block is cut to fit."""
     height, width = grid

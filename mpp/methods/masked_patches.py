@@ -1,35 +1,22 @@
-"""What masked patch prediction trains and how it is measured: the `Job` that mpp/pretrain.py gives to the loop."""
+"""Masked patch prediction (ViT paper, appendix B.1.2): the encoder sees the corrupted patches among the others and
+predicts their content from their own tokens."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
-from tqdm import tqdm
 
 from mpp.config.commands import Pretrain
-from mpp.config.derived import height_width
-from mpp.data.augment import View, normalise
-from mpp.data.batches import readable, refuse_too_many, to_device
-from mpp.data.images import Images, Subset, bands_of
-from mpp.data.loader import Batch, eval_loader
-from mpp.data.streams import Stream
-from mpp.data.training_set import Reading, training_set
-from mpp.errors import UserError
-from mpp.evaluation.quick_probe import QuickProbe
+from mpp.data.augment import normalise
+from mpp.data.loader import Batch
 from mpp.methods.corrupt import Corruption, CorruptionDraws, corrupt, num_corrupted
-from mpp.methods.targets import make_target, nearest_visible_colours, paint_corrupted, paint_patches
-from mpp.models.backbones import build_vit
+from mpp.methods.patch_prediction import PatchPrediction
+from mpp.methods.targets import paint_corrupted
 from mpp.models.vit import ViT
-from mpp.run.machine import workers_of
 from mpp.training.flops import flops_an_image
-
-_MOST_OUTPUTS = 1 << 20  # of the head for a patch: --data.bits 6 of three channels makes 2^18 bins
 
 
 class MaskedPatchModel(nn.Module):
@@ -58,163 +45,24 @@ class MaskedPatchModel(nn.Module):
         return flops_an_image(self, Corruption(places, places))
 
 
-def refuse_too_many_bins(outputs: int, vit: ViT, config: Pretrain) -> None:
-    """Raise UserError, which names the memory, if the head would predict more values for a patch than make sense."""
-    if outputs > _MOST_OUTPUTS:
-        patches = config.train.batch_size * num_corrupted(vit.num_patches, config.corrupt.ratio)
-        head, scores = (4 * outputs * width / 2**30 for width in (vit.embed_dim, patches))
-        raise UserError(
-            f"--data.bits {config.data.bits} with --data.target {config.data.target} asks for {outputs:,} colour bins "
-            f"of a patch: {head:,.1f} GiB for the head and {scores:,.1f} GiB for the scores of a batch; give fewer "
-            f"--data.bits ({_MOST_OUTPUTS:,} bins are the most)"
-        )
+class MaskedPatches(PatchPrediction):
+    """The faithful method: --method mpp."""
 
+    @staticmethod
+    def build(config: Pretrain, vit: ViT, num_outputs: int) -> tuple[MaskedPatchModel, CorruptionDraws]:
+        c = config.corrupt
+        draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
+        return MaskedPatchModel(vit, num_outputs), draw
 
-_ONE_BIN = 0.95  # share of the targets beyond which an accuracy says nothing
+    @staticmethod
+    def flops_of(config: Pretrain, model: Any) -> int:
+        return model.flops_an_image(config.corrupt.ratio)
 
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(normalise(batch["images"]), Corruption(batch["indices"], batch["sources"]))
 
-def not_measurable(majority: float) -> str | None:
-    """Why accuracies say nothing where the commonest bin has this share of the targets; None if they do."""
-    if majority <= _ONE_BIN:
-        return None
-    return (
-        f"{majority:.1%} of the targets are one colour bin, so a guess is as good as a model; if the values fill a "
-        f"sliver of their range, --data.range auto or --data.range LOW HIGH spreads them"
-    )
+    def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch["indices"], batch["indices"]
 
-
-def displayed(channels: int) -> list[int]:
-    """The channels that a picture shows as red, green and blue."""
-    return [min(number, channels - 1) for number in range(3)]
-
-
-class MaskedPatches:
-    """Masked patch prediction on one set of images, measured on held-out ones beside two guesses without a model."""
-
-    in_pairs = False
-
-    def __init__(self, config: Pretrain, accelerator: Accelerator, train: Images | Stream, evaluated: Images) -> None:
-        self.config, self.accelerator, self.eval_images = config, accelerator, evaluated
-        self.size = height_width(config.model.img_size)
-        self.bands = bands = bands_of(train)
-        vit = build_vit(config.model, bands.channels or 3, bands.range)
-        vit.activation_checkpointing = config.train.activation_checkpointing
-        self.target = make_target(config.data.target, vit.patch_size, config.data.bits)
-        refuse_too_many_bins(self.target.num_outputs, vit, config)
-        self.target = make_target(config.data.target, vit.patch_size, config.data.bits, vit.in_chans)
-        self.display = displayed(vit.in_chans)
-        self.one_bin_looked_for = False
-        self.model = MaskedPatchModel(vit, self.target.num_outputs)
-        self.unreadable: dict[str, str] = {}
-        self.measured = 0  # held-out images that could be read
-        self.probe = QuickProbe(config, accelerator, self.unreadable, bands) if config.eval.probe else None
-        self.workers = workers_of(config.data, accelerator)
-        c, a = config.corrupt, config.augment
-        self.draw = CorruptionDraws(vit.grid, c.ratio, (c.mask, c.other, c.keep), c.shape)
-        self.pin_memory = accelerator.device.type == "cuda"
-        reading = Reading(
-            View(self.size, a.crop, a.pad, a.scale, a.flip),
-            self.draw,
-            config.seed,
-            config.train.steps,
-            config.train.batch_size,
-            self.workers,
-            self.pin_memory,
-        )
-        self.data = training_set(train, reading)
-
-    def flops_an_image(self) -> int:
-        return self.model.flops_an_image(self.config.corrupt.ratio)
-
-    def training_step(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        predictions, targets = self.predict(model, batch["images"], Corruption(batch["indices"], batch["sources"]))
-        loss = self.target.loss(predictions, targets)
-        if not self.one_bin_looked_for:  # at the first step: here it waits for the device
-            self.one_bin_looked_for = True
-            self.warn_of_one_bin(targets, batch["images"])
-        with torch.no_grad():
-            right = self.target.predicted_bins(predictions) == self.target.bins(targets)
-        return loss, {"bin_accuracy": right.float().mean()}
-
-    def warn_of_one_bin(self, targets: Tensor, images: Tensor) -> None:
-        """Warn if nearly all targets (B, K, ...) are one bin, as they are where values fill a sliver of the range."""
-        bins = self.target.bins(targets)
-        share = torch.stack([torch.bincount(cell.flatten()).max() for cell in bins.unbind(-1)]).sum() / bins.numel()
-        if (why := not_measurable(share.item())) and self.accelerator.is_main_process:
-            low, high = self.bands.range or (0, 255)
-            of = f"{low:g}..{high:g}" + ("" if self.bands.range else ", to which all of 8 or 16 bits are scaled")
-            least, most = (low + (high - low) / 255 * edge.item() for edge in (images.min(), images.max()))
-            tqdm.write(f"warning: {why}; the first batch lies in {least:g}..{most:g} of {of}", file=sys.stderr)
-
-    def predict(self, model: nn.Module, images: Tensor, corruption: Corruption) -> tuple[Tensor, Tensor]:
-        """Predictions (B, K, outputs) and targets (B, K, ...) of uint8 images' corrupted patches."""
-        everywhere = self.target.of(images)  # (B, N, ...): colours as seen, before normalisation
-        rows = torch.arange(len(images), device=images.device)[:, None]
-        return model(normalise(images), corruption), everywhere[rows, corruption.indices]
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Loss and bin accuracy on the held-out images, beside two guesses: the commonest bin, and the bin of the mean
-        colour of the nearest uncorrupted patches. Sums and counts, so that no image counts twice on any number of
-        processes."""
-        device = self.accelerator.device
-        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
-        sums = torch.zeros(4, dtype=exact, device=device)  # loss, right, right by neighbours, images
-        counts = torch.zeros(self.target.cells, self.target.num_bins, dtype=torch.int64, device=device)
-        for batch in self._eval_batches(self.accelerator.process_index, self.accelerator.num_processes):
-            images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
-            predictions, targets = self.predict(model, images, corruption)
-            truth = self.target.bins(targets)  # (B, K, cells)
-            right = self.target.predicted_bins(predictions) == truth
-            colours = nearest_visible_colours(images, corruption.indices, self.config.model.patch_size)
-            guessed = self.target.bins_of_colours(colours) == truth
-            means = [self.target.loss(predictions, targets), right.to(exact).mean(), guessed.to(exact).mean()]
-            sums += torch.stack([*(mean.to(exact) for mean in means), sums.new_ones(())]) * len(images)
-            for cell, count in zip(truth.unbind(-1), counts, strict=True):
-                count += torch.bincount(cell.flatten(), minlength=self.target.num_bins)
-        sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
-        self.measured = round(sums[3].item())
-        every = len(self.eval_images)
-        refuse_too_many(every - self.measured, every, self.config.data, self.unreadable, "held-out images")
-        loss, accuracy, neighbours = (sums[:3] / sums[3]).tolist()
-        probed = self.probe(model.vit) if self.probe else {}  # type: ignore[arg-type]
-        return probed | {
-            "loss": loss,
-            "bin_accuracy": accuracy,
-            "baseline_majority": (counts.amax(-1).sum() / counts.sum()).item(),
-            "baseline_neighbours": neighbours,
-        }
-
-    def pictures(self, model: nn.Module) -> dict[str, Tensor]:
-        """Held-out images in rows: input | corrupted | predicted colours | true colours."""
-        if not self.config.eval.pictures:
-            return {}
-        batch = next(iter(self._eval_batches(0, 1, self.config.eval.pictures)), None)
-        if batch is None:  # not one of these images can be read
-            return {}
-        images, corruption = batch["images"], Corruption(batch["indices"], batch["sources"])
-        predictions, targets = self.predict(model, images, corruption)
-        seen = paint_corrupted(images, corruption.indices, corruption.sources, self.config.model.patch_size)
-        predicted = paint_patches(images, corruption.indices, self.target.pixels(predictions))
-        true = paint_patches(images, corruption.indices, self.target.true_pixels(targets))
-        zoom = max(1, 128 // images.shape[-1])
-        shown = (x[:, self.display] for x in (images, seen, predicted, true))
-        row = torch.cat([nn.functional.pad(x, [1] * 4, value=255) for x in shown], dim=-1)
-        row = row.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-        return {"input_corrupted_predicted_true": row}
-
-    def _eval_batches(self, rank: int, world_size: int, only: int | None = None) -> Any:
-        images = (
-            self.eval_images if only is None else Subset(self.eval_images, np.arange(min(only, len(self.eval_images))))
-        )
-        loader = eval_loader(
-            images,
-            self.size,
-            self.draw,
-            batch_size=self.config.eval.batch_size,
-            rank=rank,
-            world_size=world_size,
-            workers=0 if only else self.workers,
-            pin_memory=self.pin_memory,
-        )
-        for batch in readable(loader, self.config.data.on_error, self.unreadable):
-            yield to_device(batch, self.accelerator.device)
+    def seen(self, batch: Batch) -> Tensor:
+        return paint_corrupted(batch["images"], batch["indices"], batch["sources"], self.patch_size)

@@ -1,4 +1,4 @@
-"""What the token of a corrupted patch predicts: the three targets of the ViT paper's appendix B.1.2.
+"""What is predicted of a patch: the three targets of the ViT paper's appendix B.1.2, HOG, and weighted sums.
 
 Targets are computed on the device from uint8 images after crop and flip, never from normalised pixels: almost all of
 their colours would fall into one bin.
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from mpp.config.derived import cells_a_side
+from mpp.config.derived import cells_a_side, target_parts
+from mpp.methods.hog import Hog
 from mpp.models.vit import gather
 
 
@@ -33,37 +34,56 @@ class Target(Protocol):
         ...
 
     def bins(self, targets: Tensor) -> Tensor:
-        """Colour bins of targets: (B, K, ...) -> (B, K, cells) int64. Accuracies and baselines compare these."""
+        """Bins of targets: (B, K, ...) -> (B, K, cells) int64. Accuracies and baselines compare these."""
         ...
 
     def predicted_bins(self, predictions: Tensor) -> Tensor:
-        """Predicted colour bins: (B, K, num_outputs) -> (B, K, cells) int64."""
+        """Predicted bins: (B, K, num_outputs) -> (B, K, cells) int64."""
         ...
 
-    def bins_of_colours(self, colours: Tensor) -> Tensor:
-        """Bins of patches of one colour each: (B, K, C) in 0..255 -> (B, K, cells) int64."""
+    def clues(self, images: Tensor) -> Tensor:
+        """What a guess averages over a patch's neighbours: uint8 images (B, C, H, W) -> (B, N, F) floats."""
         ...
 
-    def pixels(self, predictions: Tensor) -> Tensor:
-        """Predictions as patches to look at: (B, K, num_outputs) -> (B, K, C, P, P) uint8."""
+    def bins_of_clues(self, clues: Tensor) -> Tensor:
+        """Bins of such averages: (B, K, F) -> (B, K, cells) int64."""
         ...
 
-    def true_pixels(self, targets: Tensor) -> Tensor:
-        """Targets as patches to look at: (B, K, ...) -> (B, K, C, P, P) uint8."""
+    def pixels(self, predictions: Tensor) -> list[Tensor]:
+        """Predictions as patches to look at: (B, K, num_outputs) -> (B, K, C, P, P) uint8, one for each part."""
+        ...
+
+    def true_pixels(self, targets: Tensor) -> list[Tensor]:
+        """Targets as patches to look at: (B, K, ...) -> (B, K, C, P, P) uint8, one for each part."""
         ...
 
 
 def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) -> Target:
-    """Make a target by name: "mean-colour" (the paper's default), "4x4" (or any "GxG" cells per patch), or "pixels".
+    """Make a target by name: "mean-colour" (the paper's default), "4x4" (or any "GxG" cells per patch), "pixels",
+    "normalised-pixels", "hog", or a sum of them, each with a weight if given: "hog+0.1*mean-colour".
 
     `bits` is per channel: 3 gives 8 bins per channel, and 512 colours of 3 channels. Raises ValueError for a wrong
     name or size.
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits per channel must be in 1..8, not {bits}")
-    if not (cells := cells_a_side(name, patch_size)):
+    parts = [(weight, _one_target(part, patch_size, bits, channels)) for part, weight in target_parts(name).items()]
+    return parts[0][1] if len(parts) == 1 else WeightedSum(parts)
+
+
+def _one_target(name: str, patch_size: int, bits: int, channels: int) -> Target:
+    if name == "hog":
+        return Hog(patch_size, channels)
+    if name == "pixels":
         return Pixels(patch_size, bits, channels)
-    return ColourBins(patch_size, cells, bits, channels)
+    if name == "normalised-pixels":
+        return NormalisedPixels(patch_size, channels)
+    return ColourBins(patch_size, cells_a_side(name, patch_size), bits, channels)
+
+
+def mean_colours(images: Tensor, patch_size: int) -> Tensor:
+    """Mean colour of every patch: uint8 images (B, C, H, W) -> (B, N, C) in 0..255."""
+    return reduce(images.float(), "b c (h p) (w q) -> b (h w) c", "mean", p=patch_size, q=patch_size)
 
 
 _MOST_JOINT = 3  # channels whose bins are classes together
@@ -107,14 +127,17 @@ class ColourBins:
     def predicted_bins(self, predictions: Tensor) -> Tensor:
         return self._logits(predictions).argmax(-1)
 
-    def bins_of_colours(self, colours: Tensor) -> Tensor:
-        levels = (colours / 2 ** (8 - self.bits)).long()
+    def clues(self, images: Tensor) -> Tensor:
+        return mean_colours(images, self.patch_size)
+
+    def bins_of_clues(self, clues: Tensor) -> Tensor:
+        levels = (clues / 2 ** (8 - self.bits)).long()
         return self._classes(repeat(levels, "b k c -> b k cells c", cells=self.grid**2))
 
-    def pixels(self, predictions: Tensor) -> Tensor:
+    def pixels(self, predictions: Tensor) -> list[Tensor]:
         return self.true_pixels(self.predicted_bins(predictions))
 
-    def true_pixels(self, targets: Tensor) -> Tensor:
+    def true_pixels(self, targets: Tensor) -> list[Tensor]:
         if self.joint:
             shifts = torch.arange(self.channels - 1, -1, -1, device=targets.device) * self.bits
             levels = (targets[..., None] >> shifts) & (2**self.bits - 1)  # (B, K, grid * grid, C)
@@ -123,7 +146,7 @@ class ColourBins:
         width = 2 ** (8 - self.bits)
         colours = (levels * width + width // 2).to(torch.uint8)  # the middle of the bin
         cell = self.patch_size // self.grid
-        return repeat(colours, "b k (gy gx) c -> b k c (gy y) (gx x)", gy=self.grid, y=cell, x=cell)
+        return [repeat(colours, "b k (gy gx) c -> b k c (gy y) (gx x)", gy=self.grid, y=cell, x=cell)]
 
     def _classes(self, levels: Tensor) -> Tensor:
         """Levels (B, K, grid * grid, C) -> classes (B, K, cells). Of joint channels the first has the highest bits."""
@@ -155,40 +178,133 @@ class Pixels:
         return F.mse_loss(predictions.float(), targets)
 
     def bins(self, targets: Tensor) -> Tensor:
-        pixels = self.true_pixels(targets)
+        pixels = self.true_pixels(targets)[0]
         return self.colours.of(rearrange(pixels, "b k c y x -> (b k) c y x")).view(*targets.shape[:2], self.cells)
 
     def predicted_bins(self, predictions: Tensor) -> Tensor:
         return self.bins(predictions)
 
-    def bins_of_colours(self, colours: Tensor) -> Tensor:
-        return self.colours.bins_of_colours(colours)
+    def clues(self, images: Tensor) -> Tensor:
+        return self.colours.clues(images)
 
-    def pixels(self, predictions: Tensor) -> Tensor:
+    def bins_of_clues(self, clues: Tensor) -> Tensor:
+        return self.colours.bins_of_clues(clues)
+
+    def pixels(self, predictions: Tensor) -> list[Tensor]:
         return self.true_pixels(predictions)
 
-    def true_pixels(self, targets: Tensor) -> Tensor:
+    def true_pixels(self, targets: Tensor) -> list[Tensor]:
         pixels = ((targets.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return rearrange(pixels, "b k (c y x) -> b k c y x", c=self.channels, y=self.patch_size)
+        return [rearrange(pixels, "b k (c y x) -> b k c y x", c=self.channels, y=self.patch_size)]
 
 
-def nearest_visible_colours(images: Tensor, indices: Tensor, patch_size: int) -> Tensor:
-    """The neighbours baseline: guess the colour of each corrupted patch from the nearest uncorrupted patches.
+class NormalisedPixels:
+    """Regression of each patch's pixels less their mean and over their deviation (MAE's target, arXiv 2111.06377,
+    section 4.1). The colour is gone; the bin is the brightest quarter of the patch."""
 
-    The guess is the average of the mean colours of all uncorrupted patches at the smallest distance in the patch grid.
-    Shapes: uint8 images (B, C, H, W), corrupted patches (B, K) -> colours (B, K, C) in 0..255.
+    cells, num_bins = 1, 4
+
+    def __init__(self, patch_size: int, channels: int = 3) -> None:
+        self.patch_size, self.channels = patch_size, channels
+        self.num_outputs = channels * patch_size**2
+
+    def of(self, images: Tensor) -> Tensor:
+        p = self.patch_size
+        pixels = rearrange(images / 127.5 - 1, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
+        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True, correction=0)
+        return (pixels - mean) * (variance + 1e-4).rsqrt()  # a flat patch is 0, not noise blown up
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(predictions.float(), targets)
+
+    def bins(self, targets: Tensor) -> Tensor:
+        grey = reduce(targets.float(), "b k (c y x) -> b k y x", "mean", c=self.channels, y=self.patch_size)
+        return F.adaptive_avg_pool2d(grey, 2).flatten(-2).argmax(-1, keepdim=True)
+
+    def predicted_bins(self, predictions: Tensor) -> Tensor:
+        return self.bins(predictions)
+
+    def clues(self, images: Tensor) -> Tensor:
+        return self.of(images)
+
+    def bins_of_clues(self, clues: Tensor) -> Tensor:
+        return self.bins(clues)
+
+    def pixels(self, predictions: Tensor) -> list[Tensor]:
+        return self.true_pixels(predictions)
+
+    def true_pixels(self, targets: Tensor) -> list[Tensor]:
+        pixels = (targets.float() * 64 + 128).round().clamp(0, 255).to(torch.uint8)  # two deviations fill the range
+        return [rearrange(pixels, "b k (c y x) -> b k c y x", c=self.channels, y=self.patch_size)]
+
+
+class WeightedSum:
+    """Several targets at once: their outputs side by side, their losses summed by weight.
+
+    Bins are those of the first part that has a colour, else of the first part. Every part has its picture.
     """
-    colours = reduce(images.float(), "b c (h p) (w q) -> b h w c", "mean", p=patch_size, q=patch_size)
-    _, height, width, _ = colours.shape
-    colours = rearrange(colours, "b h w c -> b (h w) c")
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([y.flatten(), x.flatten()], dim=-1).to(images.device)  # (N, 2)
+
+    def __init__(self, parts: list[tuple[float, Target]]) -> None:
+        self.weights, self.parts = zip(*parts, strict=True)
+        self.widths = [part.num_outputs for part in self.parts]
+        self.num_outputs = sum(self.widths)
+        coloured = [i for i, part in enumerate(self.parts) if isinstance(part, ColourBins | Pixels)]
+        self.main = coloured[0] if coloured else 0
+        self.cells, self.num_bins = self.parts[self.main].cells, self.parts[self.main].num_bins
+
+    def of(self, images: Tensor) -> Tensor:
+        """Targets side by side as floats, which hold every class number exactly: (B, N, sum of the parts' numbers)."""
+        return torch.cat([part.of(images).to(torch.float32) for part in self.parts], dim=-1)
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        apart = zip(self.weights, self.parts, self._outputs(predictions), self._targets(targets), strict=True)
+        return torch.stack([weight * part.loss(mine, true) for weight, part, mine, true in apart]).sum()
+
+    def bins(self, targets: Tensor) -> Tensor:
+        return self.parts[self.main].bins(self._targets(targets)[self.main])
+
+    def predicted_bins(self, predictions: Tensor) -> Tensor:
+        return self.parts[self.main].predicted_bins(self._outputs(predictions)[self.main])
+
+    def clues(self, images: Tensor) -> Tensor:
+        return self.parts[self.main].clues(images)
+
+    def bins_of_clues(self, clues: Tensor) -> Tensor:
+        return self.parts[self.main].bins_of_clues(clues)
+
+    def pixels(self, predictions: Tensor) -> list[Tensor]:
+        apart = zip(self.parts, self._outputs(predictions), strict=True)
+        return [picture for part, mine in apart for picture in part.pixels(mine)]
+
+    def true_pixels(self, targets: Tensor) -> list[Tensor]:
+        apart = zip(self.parts, self._targets(targets), strict=True)
+        return [picture for part, true in apart for picture in part.true_pixels(true)]
+
+    def _outputs(self, predictions: Tensor) -> list[Tensor]:
+        return list(predictions.split(self.widths, dim=-1))
+
+    def _targets(self, targets: Tensor) -> list[Tensor]:
+        counts = [part.cells if isinstance(part, ColourBins) else part.num_outputs for part in self.parts]
+        apart = targets.split(counts, dim=-1)
+        return [
+            each.long() if isinstance(part, ColourBins) else each for part, each in zip(self.parts, apart, strict=True)
+        ]
+
+
+def mean_of_nearest_visible(clues: Tensor, grid: tuple[int, int], indices: Tensor, hidden: Tensor) -> Tensor:
+    """The neighbours baseline: guess each predicted patch from the nearest visible patches.
+
+    The guess is the average of the clues of all visible patches at the smallest distance in the patch grid.
+    Shapes: clues (B, N, F), predicted patches (B, K), hidden ones (B, H) -> (B, K, F).
+    """
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    places = torch.stack([y.flatten(), x.flatten()], dim=-1).to(clues.device)  # (N, 2)
     distances = (places[:, None] - places[None]).square().sum(-1)  # (N, N), exact integers
     distances = distances[indices]  # (B, K, N)
-    corrupted = torch.zeros(colours.shape[:2], dtype=torch.bool, device=images.device).scatter(1, indices, True)
-    distances = distances.masked_fill(corrupted[:, None], torch.iinfo(distances.dtype).max)
+    unseen = torch.zeros(clues.shape[:2], dtype=torch.bool, device=clues.device).scatter(1, hidden, True)
+    distances = distances.masked_fill(unseen[:, None], torch.iinfo(distances.dtype).max)
     nearest = (distances == distances.amin(-1, keepdim=True)).float()  # (B, K, N)
-    return nearest @ colours / nearest.sum(-1, keepdim=True)
+    return nearest @ clues / nearest.sum(-1, keepdim=True)
 
 
 def paint_patches(images: Tensor, indices: Tensor, patches: Tensor) -> Tensor:

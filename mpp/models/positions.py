@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 
@@ -58,6 +58,13 @@ def _offset_index(grid: tuple[int, int]) -> Tensor:
     index[1:, 1:] = down * (2 * width - 1) + right
     index[0, :], index[:, 0], index[0, 0] = last, last + 1, last + 2
     return index
+
+
+def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
+    """One half of each place's vector from its row, the other from its column: (N, width); width a multiple of 4."""
+    rows, cols = (sincos(places, width // 2) for places in grid)
+    halves = [repeat(rows, "h d -> (h w) d", w=grid[1]), repeat(cols, "w d -> (h w) d", h=grid[0])]
+    return torch.cat(halves, dim=-1)
 
 
 def interpolate(places: Tensor, size: tuple[int, int]) -> Tensor:

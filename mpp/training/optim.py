@@ -53,7 +53,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
             continue
         layer, decays = layer_of(name, depth), id(parameter) in linear
         scale = layer_decay ** (depth + 1 - layer)
-        matrices = decays and 0 < layer <= depth
+        matrices = decays and "blocks" in name.split(".")  # of the encoder, or of a decoder
         group = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "matrices": matrices}
         groups.setdefault((scale, decays, matrices), group | {"params": []})["params"].append(parameter)
     return list(groups.values())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange, reduce
+from skimage.feature import hog
 
 from mpp.data.augment import normalise
 from mpp.methods.corrupt import Corruption
-from mpp.methods.targets import make_target, nearest_visible_colours, paint_corrupted, paint_patches
+from mpp.methods.targets import make_target, mean_colours, mean_of_nearest_visible, paint_corrupted, paint_patches
 
 
 def flat_image(*colours: tuple[int, int, int], patch: int = 4) -> torch.Tensor:
@@ -116,7 +118,7 @@ def test_pixels_are_regressed_by_mean_squared_error_between_minus_1_and_1():
     assert (truth.min(), truth.max()) == (-1, 1)
     assert target.loss(truth + 0.5, truth).item() == pytest.approx(0.25)
     assert target.bins(truth).item() == 0 * 64 + 7 * 8 + 4
-    assert torch.equal(target.true_pixels(truth)[0, 0], flat_image((0, 255, 128))[0])
+    assert torch.equal(target.true_pixels(truth)[0][0, 0], flat_image((0, 255, 128))[0])
 
 
 @pytest.mark.parametrize("name", ["mean-colour", "4x4", "pixels"])
@@ -127,14 +129,28 @@ def test_a_perfect_prediction_is_counted_right_and_painted_within_half_a_bin(nam
     truth = target.of(images)
     predictions = truth if name == "pixels" else torch.nn.functional.one_hot(truth, 512).flatten(2).float()
     assert torch.equal(target.predicted_bins(predictions), target.bins(truth))
-    painted = target.pixels(predictions)
-    assert torch.equal(painted, target.true_pixels(truth))
+    painted = target.pixels(predictions)[0]
+    assert torch.equal(painted, target.true_pixels(truth)[0])
     shown = paint_patches(images, torch.arange(2).expand(2, -1), painted)
     if name != "mean-colour":
         assert (shown.int() - images.int()).abs().max() <= 16
 
 
-@pytest.mark.parametrize(("name", "patch_size"), [("colour", 4), ("3x3", 4), ("4x2", 4), ("0x0", 4)])
+@pytest.mark.parametrize(
+    ("name", "patch_size"),
+    [
+        ("colour", 4),
+        ("3x3", 4),
+        ("4x2", 4),
+        ("0x0", 4),
+        ("hog+colour", 4),
+        ("hog+hog", 4),
+        ("hog+0*pixels", 4),
+        ("-1*hog", 4),
+        ("x*hog", 4),
+        ("hog+", 4),
+    ],
+)
 def test_targets_that_do_not_exist_or_fit_are_refused(name, patch_size):
     with pytest.raises(ValueError, match=r"target|divide"):
         make_target(name, patch_size)
@@ -142,10 +158,10 @@ def test_targets_that_do_not_exist_or_fit_are_refused(name, patch_size):
 
 def test_neighbours_guess_is_the_mean_of_the_nearest_visible_patches():
     images = flat_image((10, 0, 0), (0, 0, 0), (50, 0, 0), (0, 0, 0), (200, 0, 0))
-    colours = nearest_visible_colours(images, torch.tensor([[1, 3]]), patch_size=4)
+    colours = mean_of_nearest_visible(mean_colours(images, 4), (1, 5), *[torch.tensor([[1, 3]])] * 2)
     assert colours[0, 0].tolist() == [30, 0, 0]  # between 10 and 50
     assert colours[0, 1].tolist() == [125, 0, 0]
-    far = nearest_visible_colours(images, torch.tensor([[0, 1, 2, 3]]), patch_size=4)
+    far = mean_of_nearest_visible(mean_colours(images, 4), (1, 5), *[torch.tensor([[0, 1, 2, 3]])] * 2)
     assert far[0].tolist() == [[200, 0, 0]] * 4
 
 
@@ -153,7 +169,7 @@ def test_neighbours_guess_equals_a_slow_loop():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (3, 3, 16, 12), dtype=torch.uint8)
     indices = torch.stack([torch.randperm(12)[:6].sort().values for _ in range(3)])
-    colours = nearest_visible_colours(images, indices, 4)
+    colours = mean_of_nearest_visible(mean_colours(images, 4), (4, 3), indices, indices)
     for b in range(3):
         visible = [n for n in range(12) if n not in indices[b]]
         for k, n in enumerate(indices[b].tolist()):
@@ -185,10 +201,10 @@ def test_more_than_three_channels_have_bins_of_their_own(name, grid, channels):
     targets = target.of(images)
     assert torch.equal(target.bins(targets), levels)
     if grid == 1:
-        assert torch.equal(target.bins_of_colours(rearrange(means, "b c h w -> b (h w) c")), levels)
+        assert torch.equal(target.bins_of_clues(rearrange(means, "b c h w -> b (h w) c")), levels)
     if name == "pixels":
         return
-    shown = target.true_pixels(targets)  # the middle of each bin
+    shown = target.true_pixels(targets)[0]  # the middle of each bin
     assert shown.shape == (2, 4, channels, 4, 4)
     assert torch.equal(
         reduce(shown.long(), "b k c (y p) (x q) -> b k (y x c)", "max", y=grid, x=grid), levels * 32 + 16
@@ -204,3 +220,74 @@ def test_the_loss_of_many_channels_is_the_mean_of_their_cross_entropies():
     ]
     torch.testing.assert_close(target.loss(predictions, targets), torch.stack(each).mean())
     assert torch.equal(target.predicted_bins(predictions)[..., 2], predictions[..., 8:12].argmax(-1))
+
+
+# HOG, normalised pixels, sums
+
+
+@pytest.mark.parametrize(("patch_size", "cells"), [(4, 2), (16, 2), (5, 1)])
+def test_hog_is_scikit_images_with_the_patch_as_its_block(patch_size, cells):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 3 * patch_size, 2 * patch_size), dtype=torch.uint8)
+    found = make_target("hog", patch_size).of(images)
+    assert found.shape == (2, 6, 9 * cells**2)
+    for image, mine in zip(images, found, strict=True):
+        grey = image.double().sum(0).numpy()
+        side = patch_size // cells
+        blocks = hog(grey, 9, (side, side), (cells, cells), block_norm="L2", feature_vector=False)  # (rows, cols, ...)
+        theirs = torch.from_numpy(blocks[::cells, ::cells].reshape(6, -1))
+        # ours is of a smaller norm where edges are weak
+        torch.testing.assert_close(mine.double() / mine.double().norm(dim=-1, keepdim=True), theirs, atol=1e-4, rtol=0)
+
+
+def test_hog_knows_the_direction_of_an_edge_and_leaves_flat_patches_at_zero():
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    target = make_target("hog", 16)
+    assert target.of(image).abs().max() == 0
+    rows, upright = image.clone(), image.clone()
+    rows[..., 8:, :] = 255  # a gradient downwards: 90 degrees, the fifth of nine
+    upright[..., 8:] = 255  # a gradient to the right: 0 degrees
+    assert [target.bins(target.of(x)).item() for x in (rows, upright)] == [4, 0]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("name", ["hog", "normalised-pixels", "pixels", "hog+0.5*pixels", "hog+normalised-pixels"])
+def test_every_regression_has_a_loss_of_zero_at_the_truth_bins_and_pictures_for_any_channels(name, channels):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, channels, 12, 12), dtype=torch.uint8)
+    target = make_target(name, 6, 1, channels)
+    truth = target.of(images)
+    assert truth.shape == (2, 4, target.num_outputs)
+    assert target.loss(truth, truth) == 0
+    assert target.loss(truth + 1, truth) > 0
+    assert torch.equal(target.predicted_bins(truth), target.bins(truth))
+    assert target.bins(truth).shape == (2, 4, target.cells)
+    assert 0 <= target.bins(truth).min() <= target.bins(truth).max() < target.num_bins
+    assert target.bins_of_clues(target.clues(images)).shape == (2, 4, target.cells)
+    pictures = target.pixels(truth)
+    assert len(pictures) == 1 + name.count("+")
+    for mine, true in zip(pictures, target.true_pixels(truth), strict=True):
+        assert torch.equal(mine, true)
+        assert paint_patches(images, torch.arange(4).expand(2, -1), mine).shape == images.shape
+
+
+def test_normalised_pixels_have_mean_0_and_deviation_1_and_do_not_see_contrast():
+    images = torch.from_numpy(np.random.default_rng(0).integers(60, 120, (1, 3, 8, 8), dtype=np.uint8))
+    target = make_target("normalised-pixels", 8)
+    once, twice = target.of(images), target.of(images * 2)
+    assert once.mean().item() == pytest.approx(0, abs=1e-5)
+    assert once.std(correction=0).item() == pytest.approx(1, abs=0.02)
+    torch.testing.assert_close(once, twice, atol=0.03, rtol=0)
+    assert target.of(torch.full_like(images, 7)).abs().max() < 1e-3
+
+
+def test_a_sum_weighs_its_losses_and_takes_its_bins_from_the_colour():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    both, edges, colour = (make_target(name, 4) for name in ("hog+0.1*mean-colour", "hog", "mean-colour"))
+    outputs = torch.randn(2, 4, both.num_outputs)
+    apart = outputs.split([edges.num_outputs, colour.num_outputs], dim=-1)
+    losses = [target.loss(mine, target.of(images)) for target, mine in zip((edges, colour), apart, strict=True)]
+    assert both.loss(outputs, both.of(images)).item() == pytest.approx((losses[0] + 0.1 * losses[1]).item(), rel=1e-5)
+    assert torch.equal(both.bins(both.of(images)), colour.of(images))
+    assert torch.equal(both.predicted_bins(outputs), colour.predicted_bins(apart[1]))
