@@ -14,7 +14,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from mpp.config.derived import cells_a_side, target_parts
-from mpp.methods.hog import Hog
+from mpp.methods.regressions import Hog, NormalisedPixels, Regression
 from mpp.models.vit import gather
 
 
@@ -161,7 +161,7 @@ class ColourBins:
         return rearrange(predictions, "b k (cells classes) -> b k cells classes", classes=self.num_bins)
 
 
-class Pixels:
+class Pixels(Regression):
     """Regression of the raw pixels, scaled to -1..1, by mean squared error. The bins are those of the mean colour."""
 
     def __init__(self, patch_size: int, bits: int, channels: int = 3) -> None:
@@ -174,15 +174,9 @@ class Pixels:
         p = self.patch_size
         return rearrange(images / 127.5 - 1, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
 
-    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(predictions.float(), targets)
-
     def bins(self, targets: Tensor) -> Tensor:
         pixels = self.true_pixels(targets)[0]
         return self.colours.of(rearrange(pixels, "b k c y x -> (b k) c y x")).view(*targets.shape[:2], self.cells)
-
-    def predicted_bins(self, predictions: Tensor) -> Tensor:
-        return self.bins(predictions)
 
     def clues(self, images: Tensor) -> Tensor:
         return self.colours.clues(images)
@@ -190,51 +184,8 @@ class Pixels:
     def bins_of_clues(self, clues: Tensor) -> Tensor:
         return self.colours.bins_of_clues(clues)
 
-    def pixels(self, predictions: Tensor) -> list[Tensor]:
-        return self.true_pixels(predictions)
-
     def true_pixels(self, targets: Tensor) -> list[Tensor]:
         pixels = ((targets.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return [rearrange(pixels, "b k (c y x) -> b k c y x", c=self.channels, y=self.patch_size)]
-
-
-class NormalisedPixels:
-    """Regression of each patch's pixels less their mean and over their deviation (MAE's target, arXiv 2111.06377,
-    section 4.1). The colour is gone; the bin is the brightest quarter of the patch."""
-
-    cells, num_bins = 1, 4
-
-    def __init__(self, patch_size: int, channels: int = 3) -> None:
-        self.patch_size, self.channels = patch_size, channels
-        self.num_outputs = channels * patch_size**2
-
-    def of(self, images: Tensor) -> Tensor:
-        p = self.patch_size
-        pixels = rearrange(images / 127.5 - 1, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
-        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True, correction=0)
-        return (pixels - mean) * (variance + 1e-4).rsqrt()  # a flat patch is 0, not noise blown up
-
-    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(predictions.float(), targets)
-
-    def bins(self, targets: Tensor) -> Tensor:
-        grey = reduce(targets.float(), "b k (c y x) -> b k y x", "mean", c=self.channels, y=self.patch_size)
-        return F.adaptive_avg_pool2d(grey, 2).flatten(-2).argmax(-1, keepdim=True)
-
-    def predicted_bins(self, predictions: Tensor) -> Tensor:
-        return self.bins(predictions)
-
-    def clues(self, images: Tensor) -> Tensor:
-        return self.of(images)
-
-    def bins_of_clues(self, clues: Tensor) -> Tensor:
-        return self.bins(clues)
-
-    def pixels(self, predictions: Tensor) -> list[Tensor]:
-        return self.true_pixels(predictions)
-
-    def true_pixels(self, targets: Tensor) -> list[Tensor]:
-        pixels = (targets.float() * 64 + 128).round().clamp(0, 255).to(torch.uint8)  # two deviations fill the range
         return [rearrange(pixels, "b k (c y x) -> b k c y x", c=self.channels, y=self.patch_size)]
 
 

@@ -1,9 +1,9 @@
-"""The target HOG: a patch's histograms of oriented gradients (Dalal and Triggs, CVPR 2005), as MaskFeat's
-(arXiv 2112.09133): edges without their colour."""
+"""Targets that are regressed and have no colour: normalised pixels, and histograms of oriented gradients (HOG)."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,65 @@ _EPSILON = 0.075  # of the norm, for grey in -1..1: weaker edges than this are n
 _SCALE = 2.0  # brings the mean squared error of a mean prediction near that of pixels
 
 
-class Hog:
-    """Regression of 2 x 2 cells' histograms of 9 unsigned gradient orientations, together of norm 1 a patch (one cell
-    where the patch's side is odd). The gradients are those of the mean of the channels; the bin is the strongest
-    orientation of the whole patch."""
+class Regression(ABC):
+    """A target of real numbers (B, N, num_outputs), learnt by mean squared error: a prediction has a target's form."""
+
+    @abstractmethod
+    def of(self, images: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def bins(self, targets: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def true_pixels(self, targets: Tensor) -> list[Tensor]: ...
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(predictions.float(), targets)
+
+    def predicted_bins(self, predictions: Tensor) -> Tensor:
+        return self.bins(predictions)
+
+    def clues(self, images: Tensor) -> Tensor:
+        return self.of(images)
+
+    def bins_of_clues(self, clues: Tensor) -> Tensor:
+        return self.bins(clues)
+
+    def pixels(self, predictions: Tensor) -> list[Tensor]:
+        return self.true_pixels(predictions)
+
+
+class NormalisedPixels(Regression):
+    """Regression of each patch's pixels less their mean and over their deviation (MAE's target, arXiv 2111.06377,
+    section 4.1). The colour is gone; the bin is the brightest quarter of the patch."""
+
+    cells, num_bins = 1, 4
+
+    def __init__(self, patch_size: int, channels: int = 3) -> None:
+        self.patch_size, self.channels = patch_size, channels
+        self.num_outputs = channels * patch_size**2
+
+    def of(self, images: Tensor) -> Tensor:
+        p = self.patch_size
+        pixels = rearrange(images / 127.5 - 1, "b c (h y) (w x) -> b (h w) (c y x)", y=p, x=p)
+        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True, correction=0)
+        return (pixels - mean) * (variance + 1e-4).rsqrt()  # a flat patch is 0, not noise blown up
+
+    def bins(self, targets: Tensor) -> Tensor:
+        grey = reduce(targets.float(), "b k (c y x) -> b k y x", "mean", c=self.channels, y=self.patch_size)
+        return F.adaptive_avg_pool2d(grey, 2).flatten(-2).argmax(-1, keepdim=True)
+
+    def true_pixels(self, targets: Tensor) -> list[Tensor]:
+        pixels = (targets.float() * 64 + 128).round().clamp(0, 255).to(torch.uint8)  # two deviations fill the range
+        return [rearrange(pixels, "b k (c y x) -> b k c y x", c=self.channels, y=self.patch_size)]
+
+
+class Hog(Regression):
+    """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), as MaskFeat's (arXiv 2112.09133).
+
+    A patch has 2 x 2 cells (one if its side is odd) of 9 unsigned orientations each, together of norm 1. The gradients
+    are those of the mean of the channels. The bin is the strongest orientation of the whole patch.
+    """
 
     cells, num_bins = 1, _ORIENTATIONS
 
@@ -42,24 +97,9 @@ class Hog:
         )
         return _SCALE * cells * (cells.square().sum(-1, keepdim=True) + _EPSILON**2).rsqrt()
 
-    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(predictions.float(), targets)
-
     def bins(self, targets: Tensor) -> Tensor:
         whole = reduce(targets.float(), "b k (cells o) -> b k o", "sum", o=_ORIENTATIONS)
         return whole.argmax(-1, keepdim=True)
-
-    def predicted_bins(self, predictions: Tensor) -> Tensor:
-        return self.bins(predictions)
-
-    def clues(self, images: Tensor) -> Tensor:
-        return self.of(images)
-
-    def bins_of_clues(self, clues: Tensor) -> Tensor:
-        return self.bins(clues)
-
-    def pixels(self, predictions: Tensor) -> list[Tensor]:
-        return self.true_pixels(predictions)
 
     def true_pixels(self, targets: Tensor) -> list[Tensor]:
         """A cell is as bright as its edges are strong; with 3 channels, its hue says their orientation."""
