@@ -105,8 +105,9 @@ def closing_summary(result: dict[str, Any], path: str, output: Path, title: str,
     """What a run on labels says last."""
     accuracies = sorted(result["per_class_top1"].items(), key=lambda item: item[1])
     (worst, low), (best, high) = accuracies[0], accuracies[-1]
+    images = result["eval_images"]
     lines = [
-        f"\n{title}: accuracy on {result['eval_images']:,} held-out images of {result['classes']} classes:",
+        f"\n{title}: accuracy on {images:,} held-out image{'s' * (images != 1)} of {result['classes']} classes:",
         f"  top 1    {result['eval/top1']:6.1%}   (chance {1 / result['classes']:.1%})",
         f"  top 5    {result['eval/top5']:6.1%}",
         f"best: {printable(best)} {high:.1%}, worst: {printable(worst)} {low:.1%}",

@@ -62,10 +62,10 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     config = noted(config, train)
     layers = probe_layers(config.probe.layer, vit.depth)
     tell_classes(config.data, train, test, accelerator)
+    refuse_more_shots_than_images(config.probe, train)
     data = keep(output, train, test, accelerator, labels=True)
     test = at_most(test, config.probe.eval_images)
     classes = len(train.label_names or [])
-    refuse_more_shots_than_images(config.probe, train)
     unreadable: dict[str, str] = {}
     x, y = features_of(train, vit, layers, config, accelerator, unreadable)
     test_x, test_y = features_of(test, vit, layers, config, accelerator, unreadable)

@@ -84,7 +84,7 @@ def closing_summary(config: Pretrain, job: PatchPrediction, output: Path, outcom
     what = {"mpp": "corrupted", "visible": "hidden"}[config.method]
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
-        f"accuracy on the {what} patches of {job.measured:,} held-out images:",
+        f"accuracy on the {what} patches of {job.measured:,} held-out image{'s' * (job.measured != 1)}:",
         f"  guessing the commonest colour          {majority:6.1%}",
         f"  guessing from the nearest visible      {neighbours:6.1%}",
         f"  the model                              {model:6.1%}",

@@ -190,7 +190,7 @@ def mutated(text: str, draw: random.Random) -> bytes:
 
 
 def test_a_path_is_named_by_the_option_that_gave_it(tmp_path):
-    with pytest.raises(UserError, match=r"^--eval\.probe \./nothere does not exist$"):
+    with pytest.raises(UserError, match=r"^--eval\.probe \./nothere does not exist \(on the hub: hf://owner/name\)$"):
         pretrain(tmp_path / "run", "--eval.probe", "./nothere")
     with pytest.raises(UserError, match=r"^--mpp \./nothere "):
         adopted(Compare(mpp="./nothere", supervised="none"))
