@@ -1,4 +1,4 @@
-"""The code itself: lint, format and types are clean."""
+"""The code itself: lint, format and types are clean, imports run one way, a wheel holds all."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
 from mpp.data.identity import keep
 from mpp.data.images import Images, Subset
-from mpp.data.splits import at_most, hold_out, open_measured
+from mpp.data.splits import at_most, fifth_to_choose_by, open_measured
 from mpp.data.survey import noted
 from mpp.errors import UserError
 from mpp.evaluation.predictions import export, refuse_unwritable
@@ -130,7 +130,7 @@ def try_learning_rates(
     """Accuracy on a fifth of the training labels for each rate of --optim.lr-grid, after training on the others for as
     long as the final run; 0 if training diverged. A resumed run keeps what it has tried.
     """
-    rest, held = hold_out(images.labels(range(len(images))), config.seed)
+    rest, held = fifth_to_choose_by(images.labels(range(len(images))), config.seed)
     if not len(held):
         raise UserError(
             "--optim.lr-grid chooses on held-out training labels, and one a class leaves none: give --optim.lr"

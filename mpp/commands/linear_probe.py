@@ -21,7 +21,7 @@ from mpp.data.batches import readable, refuse_too_many
 from mpp.data.identity import keep
 from mpp.data.images import Images
 from mpp.data.loader import eval_loader, no_draws
-from mpp.data.splits import at_most, draw_labels, hold_out
+from mpp.data.splits import at_most, draw_labels, fifth_to_choose_by
 from mpp.data.survey import noted
 from mpp.errors import UserError
 from mpp.evaluation.probes import (
@@ -146,7 +146,7 @@ def features_of(
 
 def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int) -> int:
     """The place in `features` of the layer whose ridge regression is best on a fifth of the training labels."""
-    rest, held = hold_out(labels.numpy(), seed)
+    rest, held = fifth_to_choose_by(labels.numpy(), seed)
     if not len(held):
         raise UserError(
             "--probe.layer all chooses on held-out training labels, and one a class leaves none: name a layer"

@@ -1,4 +1,5 @@
-"""Options: what they are (`options`, `commands`), how they are read (`command_line`), what they may be (`bounds`)."""
+"""Options: what they are (`options`, `commands`), how they are read (`command_line`, `presets`), what one may be
+(`bounds`), what several may be together (`checks`), and what follows from them (`derived`)."""
 
 from mpp.config.commands import Cache, Compare, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
 

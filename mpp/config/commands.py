@@ -130,7 +130,7 @@ class Compare(Place):
 
     It trains what is not given, measures every arm by its frozen features and by fine-tuning at several label counts
     and seeds, and writes report.html, report.md and results.csv. It keeps what --output already holds, so a cut
-    comparison goes on. Without options it uses the built-in images, under 20 minutes on two CPU cores. Example:
+    comparison goes on. Without options it uses the built-in images, about 12 minutes on two CPU cores. Example:
 
       accelerate launch recipes/compare.py --mpp runs/tin --supervised runs/sup --data.path DIR --labels 1000 5000
     """

@@ -1,6 +1,6 @@
 """Turn an encoded image into pixels: open it (header only), then decode, rotate, crop and scale it to uint8.
 
-Only `pixels` detects damage behind a file's header.
+Only `pixels` detects damage behind a file's header; `mpp.data.batches` then stops or skips, as --data.on-error says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Labelled sets: which images to learn from, which to be measured on, and which labels to hold out for choices."""
+"""Which images are trained on, which are held out, which labels are kept, and which of them to make choices by."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.
     return np.sort(order[np.argsort(turns, kind="stable")[:count]])
 
 
-def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def fifth_to_choose_by(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices, sorted, of four fifths of the training labels to fit on and of one to choose by, class by class; of each
     class one at least is to fit on, so that of one label a class none is left to choose by."""
     order = generator(seed, Purpose.SPLIT, 3).permutation(len(labels))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mpp.data.augment import normalise
 from mpp.data.loader import Batch
-from mpp.data.splits import hold_out
+from mpp.data.splits import fifth_to_choose_by
 from mpp.errors import UserError
 from mpp.models.vit import ViT, pool_tokens
 
@@ -119,7 +119,7 @@ def choose_penalty(
 ) -> tuple[float, float | None]:
     """The L2 penalty with the best accuracy on a held-out fifth of the training images, and that accuracy. `fit` maps
     features, labels, penalty to weights, biases. One label a class leaves none held out: the middle penalty, None."""
-    rest, held = hold_out(labels.numpy(), seed)
+    rest, held = fifth_to_choose_by(labels.numpy(), seed)
     if not len(held):
         return penalties[len(penalties) // 2], None
     best = (0.0, -1.0)

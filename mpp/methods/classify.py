@@ -1,4 +1,4 @@
-"""Training on labels: the `Job` of recipes/supervised.py and recipes/finetune.py, and what both do with its outcome."""
+"""Training on labels: the classifier, and the `Job` of `mpp supervised` and `mpp finetune` (made in mpp/commands)."""
 
 from __future__ import annotations
 

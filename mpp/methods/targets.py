@@ -1,4 +1,5 @@
-"""What is predicted of a patch: the three targets of the ViT paper's appendix B.1.2, HOG, and weighted sums.
+"""What is predicted of a patch: the three targets of the ViT paper's appendix B.1.2, HOG, and weighted sums;
+the guess from the nearest visible patches; and patches painted into images.
 
 Targets are computed on the device from uint8 images after crop and flip, never from normalised pixels: almost all of
 their colours would fall into one bin.
@@ -61,6 +62,7 @@ class Target(Protocol):
 def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) -> Target:
     """Make a target by name: "mean-colour" (the paper's default), "4x4" (or any "GxG" cells per patch), "pixels",
     "normalised-pixels", "hog", or a sum of them, each with a weight if given: "hog+0.1*mean-colour".
+    `mpp.config.derived.cells_a_side` checks the names.
 
     `bits` is per channel: 3 gives 8 bins per channel, and 512 colours of 3 channels. Raises ValueError for a wrong
     name or size.

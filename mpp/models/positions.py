@@ -1,4 +1,4 @@
-"""Position embeddings: relative positions, sine-cosine initial values, and interpolation to other sizes."""
+"""Position embeddings: relative positions, sine-cosine initial values, and interpolation for `ViT.resize`."""
 
 from __future__ import annotations
 

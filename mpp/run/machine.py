@@ -1,4 +1,4 @@
-"""The machine that a command runs on: devices, processes, precision, threads and memory."""
+"""The machine that a command runs on: devices, processes, FSDP2, precision, threads and memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def start_accelerator(precision: str) -> Accelerator:
             f"{here} processes were launched on a machine with {gpus} GPU(s), and each needs its own: --num_processes "
             f"{gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= for the CPU"
         )
-    plugin = asked_for()
+    plugin = fsdp_plugin()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available() and world_size > 1,
         fsdp_plugin=plugin,
@@ -152,7 +152,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
-def asked_for() -> FullyShardedDataParallelPlugin | None:
+def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
     """FSDP2 as `accelerate launch` was told to run it; None if it was not."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None

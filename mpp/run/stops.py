@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop."""
+"""Signals that ask a command to stop: SIGTERM, SIGUSR1 and Ctrl-C. `mpp.training.loop` stops with a checkpoint."""
 
 from __future__ import annotations
 

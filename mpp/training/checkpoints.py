@@ -4,6 +4,7 @@ A checkpoint is a folder `step_00001000/` with `model.safetensors`, `optimizer.p
 running mean of the weights, `average.safetensors`; under FSDP2 with a `shard-*.safetensors` a process. It is written
 under a draft's name, flushed to the disk and then renamed; `state.json` holds the checksum of every other file and its
 own, and a checkpoint whose files do not match is passed over for the one before it.
+`state.json` also has the step, the seconds, a stream's positions and the span of the learning rate.
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ def save(
     """Write the checkpoint of `step` into `folder`, and then delete all but the last `keep`.
 
     `state` is whatever else the run has to remember, as JSON. `shards` are files and their checksums that take the
-    place of the weights' and the optimiser's (see `mpp.sharding`); they are moved. Raises OSError if it cannot be
-    written (a full disk, say), and leaves the earlier checkpoints as they are.
+    place of the weights' and the optimiser's (see `mpp.training.sharding`); they are moved. Raises OSError if it
+    cannot be written (a full disk, say), and leaves the earlier checkpoints as they are.
     """
     final = folder / name_of(step)
     draft = draft_of(final)

@@ -1,4 +1,4 @@
-"""Which weights decay, how fast they learn, and how that changes with time."""
+"""The optimiser: weight decay, layer-wise learning rates, and the learning-rate schedule."""
 
 from __future__ import annotations
 

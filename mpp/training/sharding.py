@@ -4,6 +4,7 @@
 parameter and, in a checkpoint, writes them to a file of its own: `shard-00001-of-00008.safetensors`. Put one below the
 other in the order of the files, the rows are the whole parameter, so a checkpoint can be read on any number of
 processes, and also without FSDP2. There is no pickle in it, unlike in those of `torch.distributed.checkpoint`.
+`mpp.run.machine` turns FSDP2 on, `mpp.training.learner` wraps the model.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mpp.config.options import LabelledData
 from mpp.data.sources.shapes import SPLITS
-from mpp.data.splits import draw_labels, hold_out, open_labelled
+from mpp.data.splits import draw_labels, fifth_to_choose_by, open_labelled
 from mpp.errors import UserError
 from mpp.evaluation.probes import (
     Scaler,
@@ -120,18 +120,18 @@ def test_labels_are_drawn_evenly_over_the_classes_and_by_the_seed():
 
 def test_a_fifth_of_every_class_is_held_out():
     labels = np.repeat([0, 1, 2], [50, 100, 250])
-    rest, held = hold_out(labels, seed=0)
+    rest, held = fifth_to_choose_by(labels, seed=0)
     assert sorted([*rest, *held]) == list(range(400))
     assert np.bincount(labels[held]).tolist() == [10, 20, 50]
-    rest, held = hold_out(np.repeat([0, 1, 2, 3], [90, 90, 5, 15]), seed=1)
+    rest, held = fifth_to_choose_by(np.repeat([0, 1, 2, 3], [90, 90, 5, 15]), seed=1)
     assert np.bincount(np.repeat([0, 1, 2, 3], [90, 90, 5, 15])[rest]).tolist() == [72, 72, 4, 12]
 
 
 def test_of_every_class_something_is_left_to_fit_on():
-    rest, held = hold_out(np.repeat([0, 1, 2], [1, 1, 9]), seed=0)
+    rest, held = fifth_to_choose_by(np.repeat([0, 1, 2], [1, 1, 9]), seed=0)
     assert np.unique(np.repeat([0, 1, 2], [1, 1, 9])[rest]).tolist() == [0, 1, 2]
     assert len(held) == 2
-    rest, held = hold_out(np.arange(10), seed=0)
+    rest, held = fifth_to_choose_by(np.arange(10), seed=0)
     assert (len(rest), len(held)) == (10, 0)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from mpp.config.options import Optim, Train
 from mpp.errors import UserError
 from mpp.run.folder import read_metrics
-from mpp.run.machine import asked_for
+from mpp.run.machine import fsdp_plugin
 from mpp.training import checkpoints, sharding
 from tests.helpers import ROOT, command, launch, losses, pretrain, two_processes
 
@@ -193,7 +193,7 @@ def test_fsdp_of_version_1_is_refused(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="fsdp_version: 2"):
-        asked_for()
+        fsdp_plugin()
 
 
 def after_a_step(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
