@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mpp.config.commands import Pretrain
-from mpp.config.derived import height_width
+from mpp.config.derived import height_width, target_parts
 from mpp.data.identity import held_out_before, keep
 from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
@@ -81,11 +81,12 @@ def closing_summary(config: Pretrain, job: PatchPrediction, output: Path, outcom
     m = outcome.metrics
     model, majority, neighbours = m["eval/bin_accuracy"], m["eval/baseline_majority"], m["eval/baseline_neighbours"]
     better = max(neighbours, majority)
+    kind = "colour" if target_parts(config.data.target).keys() - {"hog", "normalised-pixels"} else "bin"
     what = {"mpp": "corrupted", "visible": "hidden"}[config.method]
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
         f"accuracy on the {what} patches of {job.measured:,} held-out image{'s' * (job.measured != 1)}:",
-        f"  guessing the commonest colour          {majority:6.1%}",
+        f"  guessing the commonest {kind:<16}{majority:6.1%}",
         f"  guessing from the nearest visible      {neighbours:6.1%}",
         f"  the model                              {model:6.1%}",
         f"The model beats the better guess by {100 * (model - better):.1f} points."
