@@ -208,10 +208,10 @@ def open_stream_splits(
 ) -> tuple[Stream, Images]:
     """`open_splits` of WebDataset shards: whole shards are held out, and --data.fraction chooses among shards."""
     data = config.data
-    train = Stream.open(data.path, data.split, data.image_column, data.config)
+    train = Stream.open(data.path, data.split, data.image_column, data.config, data.on_error)
     numbers = np.arange(len(train.indices))
     if eval_split is not None:
-        spare = Stream.open(data.path, eval_split, data.image_column, data.config)
+        spare = Stream.open(data.path, eval_split, data.image_column, data.config, data.on_error)
     elif len(numbers) > 1:
         held = numbers[-1:] if remembered is None else _numbers_of(remembered, train.shard_names, data)
         spare, numbers = train.part(held), np.setdiff1d(numbers, held)

@@ -8,8 +8,10 @@ which a checkpoint stores.
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -26,6 +28,7 @@ from mpp.data.decode import Opened, Unreadable, open_image
 from mpp.data.loader import Batch, Draws, Samples, Share, as_it_is, leave_signals, read_batch
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import naming_the_source, source_of
+from mpp.data.sources.shards import columns_of, refuse_broken_off, refuse_cut
 from mpp.data.sources.table import pick_column
 from mpp.errors import UserError, first_line, printable
 
@@ -55,34 +58,43 @@ class Stream:
         self,
         shards: Shards,
         path: str,
+        files: list[str],
         contents: Contents,
         indices: list[int],
         image_column: str,
         bands: Bands = Bands(3),  # noqa: B008
     ) -> None:
-        self.shards, self.path, self._contents, self.bands = shards, path, contents, bands
+        self.shards, self.path, self._files, self._contents, self.bands = shards, path, files, contents, bands
         self.indices, self.image_column = indices, image_column
 
     @classmethod
-    def open(cls, path: str, split: str, image_column: str | None = None, config: str | None = None) -> Stream:
-        """Open all shards of a split. Raises UserError if the set cannot be read."""
+    def open(
+        cls, path: str, split: str, image_column: str | None = None, config: str | None = None, on_error: str = "stop"
+    ) -> Stream:
+        """Open all shards of a split. Raises UserError if the set cannot be read: with `on_error` "skip", if no shard
+        can; else if one is cut, or the first cannot."""
         import datasets
 
         name, options = source_of(path, config)
+        if on_error == "stop":
+            refuse_cut(path)
         if image_column is None:
             refuse_dots_in_keys(path)
         with naming_the_source(path):
             builder = datasets.load_dataset_builder(name, **options)
+            files = list(map(str, (builder.config.data_files or {}).get(split, [])))
+            if on_error == "skip" and builder.info.features is None:
+                builder.info.features = columns_of(files)
             shards = builder.as_streaming_dataset(split=split)
-            contents = files_contents((builder.config.data_files or {}).get(split, []), path, split, "shard")
+            contents = files_contents(files, path, split, "shard")
         column = pick_column(shards, image_column, "image")
         shards = shards.cast_column(column, datasets.Image(decode=False))
-        return cls(shards, path, contents, list(range(shards.num_shards)), column)
+        return cls(shards, path, files, contents, list(range(shards.num_shards)), column)
 
     def part(self, indices: np.ndarray) -> Stream:
         """The shards numbered `indices` of this stream."""
         numbers = [self.indices[i] for i in indices]
-        return Stream(self.shards, self.path, self._contents, numbers, self.image_column, self.bands)
+        return Stream(self.shards, self.path, self._files, self._contents, numbers, self.image_column, self.bands)
 
     def contents(self, labels: bool = False) -> Contents:
         """What the whole split holds: its shards by name, size and content."""
@@ -104,6 +116,7 @@ class Stream:
                 for rows in shard.iter(batch_size=16):
                     urls, keys = rows["__url__"], rows["__key__"]
                     yield from zip(map("{}: {}".format, urls, keys), rows[self.image_column], strict=True)
+                refuse_broken_off(self._files[index])
         except UserError as error:
             why = printable(first_line(error.__cause__ or error))
             yield f"{self._contents.names[index]}: the rest of the shard", Unreadable(why)
@@ -117,7 +130,7 @@ def refuse_dots_in_keys(path: str) -> None:
         try:
             with tarfile.open(shard) as tar:
                 names = [Path(member.name).name for member in islice(tar, 64) if member.isfile()]
-        except tarfile.TarError:
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
             continue  # whoever reads it says so
         columns = Counter(name.partition(".")[2] for name in names)
         odd = [name for name in names if "." in (column := name.partition(".")[2]) and columns[column] == 1]

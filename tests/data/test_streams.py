@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mpp.data.augment import View
+from mpp.data.decode import Unreadable
 from mpp.data.loader import Share, no_draws
 from mpp.data.sources.path import is_stream
 from mpp.data.streams import Stream, StreamReader, held_out, lane_count, refuse_dots_in_keys, stream_loader
@@ -29,11 +30,18 @@ def shards(tmp_path_factory):
 
 
 def batches(
-    folder: Path, share: Share, start: int = 0, steps: int = 6, positions: dict | None = None, workers: int = 0
+    folder: Path,
+    share: Share,
+    start: int = 0,
+    steps: int = 6,
+    positions: dict | None = None,
+    workers: int = 0,
+    on_error="stop",
 ):
     """The micro-batches of one process."""
     options = {"seed": 0, "share": share, "start": start, "steps": steps, "workers": workers}
-    loader = stream_loader(Stream.open(str(folder), "train"), VIEW, no_draws, positions=positions or {}, **options)
+    stream = Stream.open(str(folder), "train", on_error=on_error)
+    loader = stream_loader(stream, VIEW, no_draws, positions=positions or {}, **options)
     return list(loader)
 
 
@@ -115,17 +123,34 @@ def test_a_damaged_image_in_a_shard_is_named_or_skipped(tmp_path, capsys):
     assert "1 images in" in capsys.readouterr().out
 
 
+def member(shard: Path, number: int) -> tarfile.TarInfo:
+    with tarfile.open(shard) as tar:
+        return tar.getmembers()[number]
+
+
 def spoil(shard: Path, how: str) -> None:
     """Damage a shard: every image in it, or the shard itself half-way."""
     content = bytearray(shard.read_bytes())
     if how == "images":
         for at in [found.start() for found in re.finditer(b"\x89PNG", bytes(content))]:
             content[at : at + 4] = b"<htm"
+    elif how == "zero bytes":
+        content = bytearray()
+    elif how == "no members":
+        content = bytearray(10240)
+    elif how == "no tar":
+        content = bytearray(b"<html>" * 2000)
+    elif how == "first sample":  # cut within it
+        content = content[:600]
+    elif how == "cut":
+        content = content[: member(shard, 10).offset]
+    elif how in ("header", "zeros"):  # in the middle, where tarfile stops without a word
+        at = member(shard, 10).offset
+        content[at : at + 1024] = (b"\xa5" if how == "header" else b"\0") * 1024
     else:  # a member that says to be longer than the file
-        with tarfile.open(shard) as tar:
-            member = tar.getmembers()[8]
-        start, member.size = member.offset, 10**6
-        content[start:] = member.tobuf() + bytes(1024)
+        longer = member(shard, 8)
+        start, longer.size = longer.offset, 10**6
+        content[start:] = longer.tobuf() + bytes(1024)
     shard.write_bytes(content)
 
 
@@ -145,6 +170,36 @@ def test_a_stream_goes_on_past_a_bad_shard_to_the_same_batches_however_they_are_
     for step in range(6):
         assert torch.equal(torch.cat([part[step]["images"] for part in parts]), whole[step]["images"])
         assert step < 3 or torch.equal(rest[step - 3]["images"], whole[step]["images"])
+
+
+@pytest.mark.parametrize("how", ["zero bytes", "no members", "no tar", "first sample", "cut", "header", "zeros"])
+@pytest.mark.parametrize("bad", [0, 2])
+def test_skip_goes_on_past_a_damaged_shard_and_stop_says_which(tmp_path, capsys, how, bad):
+    folder = write_shards(tmp_path / "set", 5, 8)
+    options = ["--data.path", str(folder), "--train.batch-size", "32", "--train.steps", "2"]
+    spoil(folder / f"train-{bad:04d}.tar", how)
+    stream = Stream.open(str(folder), "train", on_error="skip")
+    *good, (where, why) = list(stream.samples(bad))
+    assert (where, type(why)) == (f"train-{bad:04d}.tar: the rest of the shard", Unreadable)
+    assert len(good) == (5 if how in ("cut", "header", "zeros") else 0)
+    assert all(len(list(stream.samples(number))) == 8 for number in range(5) if number != bad)
+    whole = batches(folder, Share(32), steps=2, on_error="skip")
+    parts = [batches(folder, Share(32, rank, 2), steps=2, on_error="skip") for rank in range(2)]
+    for step in range(2):
+        assert torch.equal(torch.cat([part[step]["images"] for part in parts]), whole[step]["images"])
+    with pytest.raises(UserError, match=r"could .*be read|is damaged or cut short"):
+        pretrain(tmp_path / "stopped", *options)
+    pretrain(tmp_path / "skipped", *options, "--data.on-error", "skip")
+    assert f"train-{bad:04d}.tar: the rest of the shard" in capsys.readouterr().out
+
+
+def test_shards_of_which_none_can_be_read_are_one_clear_error(tmp_path):
+    folder = write_shards(tmp_path / "set", 3, 8)
+    for shard, how in zip(sorted(folder.iterdir()), ("zero bytes", "no tar", "first sample"), strict=True):
+        spoil(shard, how)
+    with pytest.raises(UserError, match=r"none of 3 shards can be read, the first: train-0000\.tar, ") as told:
+        pretrain(tmp_path / "run", "--data.path", str(folder), "--data.on-error", "skip")
+    assert one_line(told)
 
 
 def test_a_row_of_unreadable_images_that_is_longer_than_a_batch_is_passed(tmp_path):

@@ -116,11 +116,6 @@ class Listing:
         if file.name in METADATA:
             self.metadata.append(file.path)
         self.tables |= extension in (".parquet", ".tar", ".arrow") and file.name not in METADATA
-        if extension == ".tar" and file.is_file() and not _ends_in_zeros(file.path):
-            raise UserError(
-                f"--data.path {self.folder}: the shard {printable(file.path)} is damaged or cut short (a .tar file "
-                f"ends in zeros); download or create it again"
-            )
         if behind in extensions:
             self._add_image(parts, file)
         elif extension in _OF_NO_READER:
@@ -163,12 +158,6 @@ def _changed(folder: str) -> int:
         return os.stat(folder).st_mtime_ns
     except OSError:
         return -1
-
-
-def _ends_in_zeros(path: str) -> bool:
-    with open(path, "rb") as shard:
-        shard.seek(max(0, os.path.getsize(path) - 512))
-        return shard.read() == bytes(512)
 
 
 def _is_image(path: str) -> bool:

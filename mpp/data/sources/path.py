@@ -19,6 +19,7 @@ from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
 from mpp.data.sources.saved import is_saved, load_saved, saved_splits
 from mpp.data.sources.shapes import SPLITS
+from mpp.data.sources.shards import refuse_cut
 from mpp.errors import UserError, first_line, printable
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ def split_names(path: str, config: str | None = None) -> list[str]:
             return saved_splits(os.path.expanduser(path))
     if folder := plain_folder(path):
         return folder.splits
-    from datasets import get_dataset_split_names
+    from datasets import get_dataset_split_names, load_dataset_builder
 
     name, options = source_of(path, config)
     with naming_the_source(path):
+        if is_stream(path, config):  # whose first shard may be damaged: it is not read here
+            builder = load_dataset_builder(name, **options)
+            return list(map(str, builder.info.splits or builder.config.data_files or {}))
         return [str(split) for split in get_dataset_split_names(name, options.pop("name", None), **options)]
 
 
@@ -116,6 +120,7 @@ def _load_table(path: str, split: str, config: str | None, class_level: int | No
             return load_saved(os.path.expanduser(path), split)
     from datasets import load_dataset
 
+    refuse_cut(path)
     name, options = source_of(path, config)
     with naming_the_source(path):
         return load_dataset(name, split=split, cache_dir=_cache_of(path), **options)
