@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,8 @@ def _end(code: int, processes: int) -> NoReturn:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+        if code:
+            time.sleep(1)  # the launcher ends the others when the first leaves: each has time to say its own line
         os._exit(code)
     sys.exit(code)
 
