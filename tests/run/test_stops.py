@@ -133,8 +133,8 @@ def test_ctrl_c_twice_ends_at_once_and_unlocks(tmp_path, stage):
     code = f"""
 import pkgutil, sys, time
 def hang(*args):
-    print("here", flush=True)
     try:
+        print("here", flush=True)
         time.sleep(100)
     except KeyboardInterrupt:
         if not {swallows}:
