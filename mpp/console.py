@@ -19,7 +19,7 @@ from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import Run
 from mpp.config.presets import presets, purpose
-from mpp.errors import UserError, plain_warnings
+from mpp.errors import UserError, is_first_process, plain_warnings
 from mpp.files import shipped
 from mpp.run.command import loss_of_a_process, run_command
 from mpp.run.stops import STOP, Stopped
@@ -58,7 +58,7 @@ def start(config: Run | Compare | Predict | Pack | Cache) -> Any:
         try:
             return _work(config)
         except Stopped as stop:
-            if os.environ.get("RANK", "0") == "0":
+            if is_first_process():
                 print(stop.way_on, flush=True)
         except Exception as error:
             if not (STOP.requested and loss_of_a_process(error)):  # another process was stopped first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -53,6 +54,12 @@ def renamed(option: str, here: str, texts: Iterable[str] = ()) -> Iterator[None]
 
 class Notice(UserWarning):
     """A warning to the user about data or files."""
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone or the first of its run: the one that says what all would say. It can be asked
+    before devices are set up."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def warn(text: str) -> None:

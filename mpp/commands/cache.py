@@ -6,8 +6,7 @@ from datetime import datetime
 
 from mpp.config.commands import Cache
 from mpp.data.cache import Entry, cache_folder, clear_marks, entries, gigabytes, refuse_untrusted
-from mpp.data.decode import printable
-from mpp.errors import UserError
+from mpp.errors import UserError, printable
 
 
 def run_cache(config: Cache) -> list[Entry]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 
 from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
 from mpp.config.commands import Compare, FineTune, FineTuning, Predict, Pretrain, Pretraining, Supervised
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
 from mpp.config.options import Augment, Data, Optim, Train
-from mpp.errors import UserError, renamed, warn
+from mpp.errors import UserError, is_first_process, renamed, warn
 
 
 def check(config: Options) -> None:
@@ -118,7 +117,7 @@ def _check_scale(augment: Augment) -> None:
 def _warn_of_long_warmup(optim: Optim, train: Train, of: str = "") -> None:
     """Warn, once for all processes, if training ends before the learning rate has risen to its peak."""
     warmup, steps = optim.warmup_steps, train.steps
-    if warmup >= steps and os.environ.get("RANK", "0") == "0":
+    if warmup >= steps and is_first_process():
         warn(
             f"--{of}optim.warmup-steps {warmup} is not below --{of}train.steps {steps}: the learning rate rises to "
             f"{optim.lr * steps / warmup:.2g} of --{of}optim.lr {optim.lr:g} and never falls; give fewer warm-up steps"

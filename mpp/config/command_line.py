@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.presets import read_toml
-from mpp.errors import UserError
+from mpp.errors import UserError, is_first_process
 from mpp.files import write_whole
 
 Config = TypeVar("Config", bound=Options)
@@ -34,7 +33,7 @@ def parse(kind: type[Config], args: list[str] | None = None, prog: str | None = 
             default = _read(as_arguments(values), default, f" (in {path})")
         return _read(args, default, prog=prog)
     except UserError:
-        if os.environ.get("RANK", "0") != "0":
+        if not is_first_process():
             sys.exit(2)
         raise
 
@@ -48,7 +47,7 @@ def _read(args: list[str], default: Config, where: str = "", prog: str | None = 
         raise UserError(_complaint(event, list(flattened(default))) + where)
 
     with on_parse_error(refuse):
-        first = os.environ.get("RANK", "0") == "0"
+        first = is_first_process()
         return tyro.cli(type(default), prog=prog, args=args, default=default, console_outputs=first)
 
 

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from mpp.data.decode import printable
+from mpp.errors import printable
 
 _MOST_HASHED = 20_000  # images; of more, a share
 

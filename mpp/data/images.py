@@ -12,12 +12,12 @@ import numpy as np
 from mpp.config.options import Source
 from mpp.data.bands import Bands
 from mpp.data.contents import Contents
-from mpp.data.decode import Opened, Unreadable, printable
+from mpp.data.decode import Opened, Unreadable
 from mpp.data.sources.packed import PackedImages, is_packed
 from mpp.data.sources.path import folders_of_rows, load_table, refuse_class_level, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.sources.table import TableImages
-from mpp.errors import UserError
+from mpp.errors import UserError, printable
 
 
 class Images(Protocol):

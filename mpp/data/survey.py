@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from mpp.data.bands import RANGES, Bands, Range, counted
 from mpp.data.decode import Opened, Unreadable, channels_of, is_transparent_tiff, size_as_seen, type_of, values
 from mpp.data.images import Images, bands_of
 from mpp.data.randomness import Purpose, generator
-from mpp.errors import UserError, warn
+from mpp.errors import UserError, is_first_process, warn
 
 _FIRST = 16  # images that are tried for one that can be read
 
@@ -45,7 +44,7 @@ def surveyed(images: Images, data: Source) -> Bands:
             f"--data.path {data.path}: {where} has {counted(there)}, not the {data.channels} of --data.channels; give "
             f"other images, or what takes {there}"
         )
-    if data.channels is None and is_transparent_tiff(image) and _is_main_process():
+    if data.channels is None and is_transparent_tiff(image) and is_first_process():
         warn(
             f"{where} has a channel that is marked as transparency: images are laid on white; if it is infrared, say, "
             f"--data.channels {there + 1} reads it as a channel"
@@ -62,14 +61,14 @@ def settled(images: Images, data: Data) -> Bands:
     bands, (_, image) = bands_of(images), _first(images)
     if data.range == "auto":
         bands = dataclasses.replace(bands, range=_found_range(images, data))
-        if _is_main_process():
+        if is_first_process():
             print(f"--data.range auto found --data.range {_shown(bands.range)} in {_number(images)} training images")
         return bands
     if image is None or (bands.range is None and type_of(image) == "uint8"):
         return bands
     usual = bands.range or _usual_range(image, data)
     low, high = _percentiles(images)
-    if min(high, usual[1]) - max(low, usual[0]) < _SLIVER * (usual[1] - usual[0]) and _is_main_process():
+    if min(high, usual[1]) - max(low, usual[0]) < _SLIVER * (usual[1] - usual[0]) and is_first_process():
         warn(
             f"nearly all values of --data.path {data.path} lie in {_shown((low, high))}, a sliver of the range "
             f"{_shown(usual)} that is read; give --data.range auto, or --data.range LOW HIGH"
@@ -140,7 +139,3 @@ def _number(images: Images) -> int:
 
 def _shown(low_high: Range | None) -> str:
     return " ".join(f"{value:g}" for value in low_high or ())
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -61,8 +61,11 @@ class MaskedPatches(PatchPrediction):
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(normalise(batch["images"]), Corruption(batch["indices"], batch["sources"]))
 
-    def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch["indices"], batch["indices"]
+    def predicted(self, batch: Batch) -> Tensor:
+        return batch["indices"]
+
+    def hidden(self, batch: Batch) -> Tensor:
+        return batch["indices"]
 
     def seen(self, batch: Batch) -> Tensor:
         return paint_corrupted(batch["images"], batch["indices"], batch["sources"], self.patch_size)

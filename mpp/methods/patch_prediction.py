@@ -122,8 +122,12 @@ class PatchPrediction(ABC):
         """The model's outputs (B, K, num_outputs) for the predicted patches of a batch."""
 
     @abstractmethod
-    def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Which patches are predicted (B, K), and which ones no guess may look at (B, H)."""
+    def predicted(self, batch: Batch) -> Tensor:
+        """Which patches are predicted (B, K)."""
+
+    @abstractmethod
+    def hidden(self, batch: Batch) -> Tensor:
+        """Which patches no guess may look at (B, H)."""
 
     @abstractmethod
     def seen(self, batch: Batch) -> Tensor:
@@ -157,7 +161,7 @@ class PatchPrediction(ABC):
         """Predictions (B, K, outputs) and targets (B, K, ...) of the patches that are predicted."""
         everywhere = self.target.of(batch["images"])  # (B, N, ...): colours as seen, before normalisation
         rows = torch.arange(len(everywhere), device=everywhere.device)[:, None]
-        return self.outputs(model, batch), everywhere[rows, self.places(batch)[0]]
+        return self.outputs(model, batch), everywhere[rows, self.predicted(batch)]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss and bin accuracy on the held-out images, beside two guesses: the commonest bin, and the bin of the mean
@@ -171,7 +175,9 @@ class PatchPrediction(ABC):
             predictions, targets = self.predict(model, batch)
             truth = self.target.bins(targets)  # (B, K, cells)
             right = self.target.predicted_bins(predictions) == truth
-            clues = mean_of_nearest_visible(self.target.clues(images), self.grid, *self.places(batch))
+            clues = mean_of_nearest_visible(
+                self.target.clues(images), self.grid, self.predicted(batch), self.hidden(batch)
+            )
             guessed = self.target.bins_of_clues(clues) == truth
             means = [self.target.loss(predictions, targets), right.to(exact).mean(), guessed.to(exact).mean()]
             sums += torch.stack([*(mean.to(exact) for mean in means), sums.new_ones(())]) * len(images)
@@ -199,7 +205,7 @@ class PatchPrediction(ABC):
         if batch is None:  # not one of these images can be read
             return {}
         batch = self.to_picture(batch)
-        images, (places, _) = batch["images"], self.places(batch)
+        images, places = batch["images"], self.predicted(batch)
         predictions, targets = self.predict(model, batch)
         columns = [images, self.seen(batch)]
         for pair in zip(self.target.pixels(predictions), self.target.true_pixels(targets), strict=True):

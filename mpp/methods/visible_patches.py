@@ -179,19 +179,19 @@ class VisiblePatches(PatchPrediction):
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(normalise(batch["images"]), Hiding(batch["visible"], batch["predicted"]))
 
-    def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch["predicted"], self._hidden(batch)
+    def predicted(self, batch: Batch) -> Tensor:
+        return batch["predicted"]
 
     def seen(self, batch: Batch) -> Tensor:
-        hidden = self._hidden(batch)
+        hidden = self.hidden(batch)
         grey = torch.full((*hidden.shape, batch["images"].shape[1], self.patch_size, self.patch_size), 128)
         return paint_patches(batch["images"], hidden, grey.to(batch["images"]))
 
     def to_picture(self, batch: Batch) -> Batch:
         """All hidden patches are predicted in a picture."""
-        return batch | {"predicted": self._hidden(batch)}
+        return batch | {"predicted": self.hidden(batch)}
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def hidden(self, batch: Batch) -> Tensor:
         """The patches that are not visible (B, N - V), sorted."""
         num_patches = self.grid[0] * self.grid[1]
         seen = torch.zeros(len(batch["visible"]), num_patches, device=batch["visible"].device)

@@ -31,9 +31,6 @@ PosInit = Literal["normal", "sincos"]
 _MAX_DEPTH = 1000  # blocks: limits the building time for a configuration from elsewhere
 
 
-_MOST_PATCHES, _MOST_PIXELS = 1 << 16, 1 << 24  # of an image: 256 x 256 patches, 4096 x 4096 pixels
-
-
 _MANY_ON_A_CPU = 1 << 24  # attention logits (64 MiB): storing more no longer pays
 
 

@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 from mpp.data.decode import is_within
 from mpp.data.sources.columns import METADATA, TABLES, Columns, read_columns, typed
-from mpp.errors import UserError, printable, warn
+from mpp.errors import UserError, is_first_process, printable, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -199,7 +199,7 @@ def _count(what: Sequence[Any], one: str, more: str = "") -> str:
 
 
 def _warn(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         warn(text)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mpp.data.sources.classes import Classes
 from mpp.data.sources.layout import SPLIT_WORDS, Layout, Parts, layout_of, split_called, splits_by_name
 from mpp.data.sources.listing import Listing, tell_left_out, tell_unread_parts
-from mpp.errors import UserError, printable, warn
+from mpp.errors import UserError, is_first_process, printable, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,7 +135,7 @@ def _look_through(folder: str) -> Folder:
 def _tell_all_trained_on(folders: dict[Parts, Parts]) -> None:
     """Warn, in one process, of a folder that is named like a split but is used for training."""
     named = sorted({parts[: n + 1] for parts in folders for n, name in enumerate(parts) if split_called(name)})
-    if named and os.environ.get("RANK", "0") == "0":
+    if named and is_first_process():
         folder = printable("/".join(named[0]))
         warn(f"the folder {folder} is named like a split, but its images are used for training")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from mpp.data.decode import FORMATS, pages_are_bands
 from mpp.data.sources.columns import METADATA
 from mpp.data.sources.layout import Parts
-from mpp.errors import UserError, printable, warn
+from mpp.errors import UserError, is_first_process, printable, warn
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # an image behind one of these is named as one that cannot be read
 
@@ -177,7 +177,7 @@ def tell_left_out(left_out: Mapping[str, list[str]], of_folders: Mapping[str, Co
     """Warn, in one line, of what is left out: reason -> paths. `of_folders` has the reasons that hold for folders of
     images: reason -> the folders' names, with the number of images in them."""
     total = sum(map(len, left_out.values()))
-    if not total or os.environ.get("RANK", "0") != "0":
+    if not total or not is_first_process():
         return
     nouns = {"folder" if why.startswith(_OF_FOLDERS) else "file" for why in left_out}
     texts = []
@@ -204,7 +204,7 @@ def _in_folders(counts: Counter[str]) -> str:
 
 def tell_unread_parts(paths: Sequence[str], empty: Sequence[str]) -> None:
     """Warn of images of no bytes, and of pages and frames after a file's first, which are not read."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
     if empty:
         which = f", the first: {printable(min(empty))}" if len(empty) > 1 else f": {printable(empty[0])}"

@@ -15,7 +15,7 @@ from mpp.data.contents import Contents, Listing, name_within
 from mpp.data.decode import Opened, Unreadable, is_within, open_image
 from mpp.data.sources.beside import several_labels, tables_that_fit
 from mpp.data.sources.classes import class_name
-from mpp.errors import UserError, listed, printable, warn
+from mpp.errors import UserError, is_first_process, listed, printable, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -274,7 +274,7 @@ def _refuse_measurements(tables: Sequence[Dataset], label: str, classes: int, pa
             f"{what}: these are measurements, and regression is not supported; sort them into a few classes, in a "
             f"column that --data.label-column names"
         )
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         warn(f"{what}, which are numbers with a fraction; regression is not supported")
 
 
