@@ -26,7 +26,7 @@ _HOMES = {
     "make_target": "methods.targets",
     "load_images": "data.images",
 }
-_COMMANDS = ("supervised", "finetune", "probe", "compare", "predict")
+_COMMANDS = ("supervised", "finetune", "probe", "compare", "predict", "embed")
 __all__ = [
     "VARIANTS",
     "Classifier",
@@ -35,6 +35,7 @@ __all__ = [
     "ViT",
     "compare",
     "draw_corruption",
+    "embed",
     "finetune",
     "load_images",
     "make_target",

@@ -14,7 +14,7 @@ from importlib import import_module, util
 from itertools import takewhile
 from typing import Any, NoReturn
 
-from mpp.config import Cache, Compare, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
+from mpp.config import Cache, Compare, Embed, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import Run
@@ -40,17 +40,21 @@ COMMANDS = {
     "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe"),
     "compare": Command(Compare, "mpp.comparison.compare:run_comparison"),
     "predict": Command(Predict, "mpp.commands.predict:run_predict"),
+    "embed": Command(Embed, "mpp.commands.embed:run_embed"),
     "pack": Command(Pack, "mpp.commands.pack:run_pack"),
     "cache": Command(Cache, "mpp.commands.cache:run_cache"),
 }
-IN_PLACE = {"predict": ("--init", "--data.path")}  # options whose values may come first, without their names
+IN_PLACE = {
+    "predict": ("--init", "--data.path"),
+    "embed": ("--init", "--data.path"),
+}  # options whose values may come first, without their names
 OTHERS = {
     "benchmark": "Measure training steps, the loader and the training command, beside other libraries.",
     "presets": "List the presets: their names, what they are for, and their files.",
 }
 
 
-def start(config: Run | Compare | Predict | Pack | Cache) -> Any:
+def start(config: Run | Compare | Predict | Embed | Pack | Cache) -> Any:
     """Check a command's options, set up the devices and do its work. Returns what the command found, and nothing if a
     signal stopped it."""
     with plain_warnings(), STOP:
@@ -66,7 +70,7 @@ def start(config: Run | Compare | Predict | Pack | Cache) -> Any:
     return {}
 
 
-def _work(config: Run | Compare | Predict | Pack | Cache) -> Any:
+def _work(config: Run | Compare | Predict | Embed | Pack | Cache) -> Any:
     module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
     work = getattr(import_module(module), function)  # heavy imports come after the checks
     if isinstance(config, Pack | Cache):
@@ -82,9 +86,9 @@ def _work(config: Run | Compare | Predict | Pack | Cache) -> Any:
     return found
 
 
-def precision_of(config: Run | Compare | Predict) -> str:
+def precision_of(config: Run | Compare | Predict | Embed) -> str:
     """The precision that a command computes in."""
-    if isinstance(config, LinearProbe | Predict):
+    if isinstance(config, LinearProbe | Predict | Embed):
         return config.precision
     return (config.finetune if isinstance(config, Compare) else config).train.precision
 
@@ -98,7 +102,7 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
     return main
 
 
-def call(name: str, config: Run | Compare | Predict | Pack | Cache | Mapping[str, Any]) -> Any:
+def call(name: str, config: Run | Compare | Predict | Embed | Pack | Cache | Mapping[str, Any]) -> Any:
     """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
     kind = COMMANDS[name].options
     return start(parse(kind, as_arguments(config)) if isinstance(config, Mapping) else config)

@@ -38,6 +38,14 @@ def open_downstream(
     return vit, images, test
 
 
+def block_number(option: str, layer: str, depth: int, names: str = "last") -> int:
+    """The block, from 1, that an option names: `last`, or its number."""
+    number = str(depth) if layer == "last" else layer
+    if not (number.isdecimal() and 1 <= int(number) <= depth):
+        raise UserError(f"{option} {layer} is none of: {names}, 1 to {depth}")
+    return int(number)
+
+
 @contextmanager
 def as_taken_by(vit: ViT, init: str, data: SomeData, *, fitted: bool = True) -> Iterator[SomeData]:
     """The data options with the channels and the range of the encoder that --init names; `fitted` says whether there

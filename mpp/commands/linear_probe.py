@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mpp.commands.downstream import open_downstream
+from mpp.commands.downstream import block_number, open_downstream
 from mpp.commands.labelled import tell_classes
 from mpp.config.command_line import write_toml
 from mpp.config.commands import LinearProbe
@@ -111,10 +111,7 @@ def probe_layers(layer: str, depth: int) -> list[int]:
     """Block numbers from --probe.layer."""
     if layer == "all":
         return list(range(1, depth + 1))
-    number = str(depth) if layer == "last" else layer
-    if not (number.isdecimal() and 1 <= int(number) <= depth):
-        raise UserError(f"--probe.layer {layer} is none of: last, all, 1 to {depth}")
-    return [int(number)]
+    return [block_number("--probe.layer", layer, depth, "last, all")]
 
 
 def features_of(

@@ -6,7 +6,7 @@ import math
 
 from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
-from mpp.config.commands import Compare, FineTune, FineTuning, Predict, Pretrain, Pretraining, Supervised
+from mpp.config.commands import Compare, Embed, FineTune, FineTuning, Predict, Pretrain, Pretraining, Supervised
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
 from mpp.config.options import Augment, Data, Optim, Train
 from mpp.errors import UserError, is_first_process, renamed, warn
@@ -31,6 +31,8 @@ def check(config: Options) -> None:
         _check_compare(config)
     elif isinstance(config, Predict):
         _check_predict(config)
+    elif isinstance(config, Embed):
+        _check_embed(config)
 
 
 def _check_pretraining(config: Pretraining) -> None:
@@ -92,6 +94,20 @@ def _check_predict(config: Predict) -> None:
         raise UserError("--data.split and --data.fraction are for training; --data.eval-split names what to predict")
     if not config.out.endswith((".parquet", ".csv")):
         raise UserError(f"--out {config.out} must end in .parquet or .csv")
+
+
+def _check_embed(config: Embed) -> None:
+    if config.init in ("", "scratch"):
+        raise UserError("--init names the run or backbone whose features are written; give it")
+    if config.data.eval_split is not None or config.data.fraction < 1:
+        raise UserError("--data.eval-split and --data.fraction are for training; --data.split names what to embed")
+    if not config.out.endswith((".parquet", ".npy")):
+        raise UserError(f"--out {config.out} must end in .parquet or .npy")
+    for option, given in {"--similar": config.similar is not None, "--projector": config.projector}.items():
+        if given and config.pool == "patches":
+            raise UserError(
+                f"{option} compares whole images, and --pool patches writes their patches: take mean or cls"
+            )
 
 
 def _check_compare(config: Compare) -> None:

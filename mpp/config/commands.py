@@ -179,6 +179,41 @@ class Predict:
 
 
 @dataclass
+class Embed:
+    """Write the features of images to a table, and look at them: nearest images, a projector, principal components.
+
+    A row an image: its name, its label if it has one, and its embedding. A cut command goes on where it was, and any
+    number of processes writes the same table. If --out is there, only the looking is done. Examples:
+
+      mpp embed runs/tin photos --out photos.parquet
+      mpp embed runs/tin photos --out photos.parquet --similar photos/cat/17.jpg
+      mpp embed runs/tin photos --out photos.parquet --projector --pca
+    """
+
+    init: str = ""  # A run's folder, an exported backbone's folder, or a hub id.
+    data: Data = but(Data)
+    """The images: --data.split, or the only split."""
+    out: str = "embeddings.parquet"
+    """The file to write: .parquet with the columns image, (label,) embedding; or .npy, with a .csv of the names beside
+    it. What it was made of is in .about.json beside it."""
+    pool: Literal["mean", "cls", "patches"] = "mean"
+    """An image's embedding: the mean of its patch tokens, the [class] token (which MPP does not train), or all patch
+    tokens."""
+    layer: str = "last"  # `last`, or a block's number from 1; the last norm comes after it.
+    img_size: Count | tuple[Count, Count] | None = None
+    """Side of the images in pixels, or height and width. Default: the backbone's; others interpolate its positions."""
+    similar: Once[str | None] = None
+    """An image's file, or its name in the table: print the 12 nearest by cosine, and paint them to OUT.similar.png."""
+    projector: Once[bool] = False
+    """Write OUT.projector for `tensorboard --logdir`: up to 5,000 images with thumbnails, names and labels."""
+    pca: Once[bool] = False
+    """Paint the first three principal components of the patches of the first 16 images as colours, to OUT.pca.png."""
+    overwrite: Once[bool] = False  # Replace the file that --out names, if it holds something else.
+    batch_size: Count = 256  # Images a forward pass.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators that have it, else fp32.
+
+
+@dataclass
 class Pack:
     """Pack every split of a set into one file of uint8 pixels, which --data.path takes.
 

@@ -80,3 +80,8 @@ def other_channels(there: int, wanted: int | None) -> str:
 
 def counted(channels: int) -> str:
     return f"{channels} channel{'s' if channels > 1 else ''}"
+
+
+def displayed(channels: int) -> list[int]:
+    """The channels that a picture shows as red, green and blue."""
+    return [min(number, channels - 1) for number in range(3)]

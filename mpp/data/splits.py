@@ -99,6 +99,16 @@ def open_measured(data: Data, size: tuple[int, int], alone: bool = False, unlabe
     return images
 
 
+def open_whole(data: Data, size: tuple[int, int]) -> Images | Stream:
+    """All images of --data.split, with labels or without, by index or streamed; of a set with one split, all."""
+    splits = split_names(data.path, data.config)
+    split = splits[0] if len(splits) == 1 and data.split == Data().split else data.split
+    if not is_stream(data.path, data.config):
+        return _open(data, split, size)
+    stream = Stream.open(data.path, split, data.image_column, data.config, data.on_error)
+    return with_bands(stream, surveyed(held_out(stream, LOOKED_AT), data))
+
+
 def at_most(images: Images, count: int | None) -> Images:
     """All images, or `count` of them, the same for every seed."""
     if count is None or len(images) <= count:

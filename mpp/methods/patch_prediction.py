@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width, num_corrupted, num_predicted
 from mpp.data.augment import View
+from mpp.data.bands import displayed
 from mpp.data.batches import readable, refuse_too_many, to_device
 from mpp.data.images import Images, Subset, bands_of
 from mpp.data.loader import Batch, Draws, eval_loader
@@ -62,11 +63,6 @@ def not_measurable(majority: float) -> str | None:
         f"{majority:.1%} of the targets are one colour bin, so a guess is as good as a model; if the values fill a "
         f"sliver of their range, --data.range auto or --data.range LOW HIGH spreads them"
     )
-
-
-def displayed(channels: int) -> list[int]:
-    """The channels that a picture shows as red, green and blue."""
-    return [min(number, channels - 1) for number in range(3)]
 
 
 class PatchPrediction(ABC):

@@ -1,0 +1,52 @@
+"""A contact sheet: images side by side, each with a line below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mpp.data.bands import displayed
+from mpp.errors import printable
+
+_GAP, _LINE = 6, 18  # pixels between images, and for a line of text
+
+
+def paint_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, side: int = 112) -> Tensor:
+    """Paint uint8 images (C, H, W) row by row with their captions: uint8 (3, height, width). The longer side of an
+    image becomes `side` pixels; of many channels the first three are shown. A caption that is too long is cut."""
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    cell_width, cell_height = side + _GAP, side + _GAP + (_LINE if any(captions) else 0)
+    sheet = Image.new("RGB", (columns * cell_width + _GAP, max(1, rows) * cell_height + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = _GAP + number % columns * cell_width, _GAP + number // columns * cell_height
+        picture = Image.fromarray(np.ascontiguousarray(rearrange(image[displayed(len(image))], "c h w -> h w c")))
+        scale = side / max(picture.size)
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        enlarged = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC  # pixels stay what they are
+        sheet.paste(picture.resize(size, enlarged), (left, top))
+        pen.text((left, top + side + 2), _cut(printable(caption), side), fill="black", font=_font())
+    return torch.from_numpy(rearrange(np.asarray(sheet), "h w c -> c h w").copy())
+
+
+def _cut(text: str, width: int) -> str:
+    """A text, shortened at its end until it is no wider than so many pixels."""
+    if _font().getlength(text) <= width:
+        return text
+    while text and _font().getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    from matplotlib.font_manager import findfont  # its DejaVu Sans has more letters than PIL's own font
+
+    return ImageFont.truetype(findfont("DejaVu Sans"), 12)
