@@ -7,8 +7,9 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -24,12 +25,13 @@ from mpp.data.survey import noted
 from mpp.errors import UserError
 from mpp.evaluation.predictions import export, refuse_unwritable
 from mpp.figures.confusion import paint_confusion
-from mpp.methods.classify import load_classifier, predict_set
+from mpp.methods.classify import Classifier, Classify, calibrate, load_classifier, predict_set
 from mpp.models.backbones import fitted, refuse_shape_options
 from mpp.models.vit import ViT
 from mpp.run.folder import Records, finish, prepared_output, refuse_other_options
 from mpp.run.machine import gather_dicts
 from mpp.training.finiteness import Diverged
+from mpp.training.job import Outcome
 
 
 def run_finetune(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     refuse_unwritable(config.export_predictions, config.overwrite, accelerator)
     vit, images, test = open_downstream(config, accelerator, images_seen(config.train))
     config = noted(config, images)
+    images, held = kept_to_calibrate(config, images)
     tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
@@ -62,17 +65,41 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         accelerator.print(f"accuracy on held-out training labels by learning rate: {grid}; training with {best:g}")
     set_seed(config.seed)
     outcome, job = train_classifier(config, vit, "linear", images, test, output, accelerator)
+    calibration = calibrated(outcome, job, held, config, accelerator) if held else {}
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:
         result = write_result(job, "finetune", output, outcome) | {"init": config.init, "pool": config.model.pool}
         result |= {"init_sha256": outcome.init_sha256, "data": data}
-        result |= {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
+        result |= calibration | {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
         result = finish(output, config, result)
         if config.export_predictions and job.predictions:
             export(job.predictions, job.eval_images, job.model.classes, config.export_predictions, config.overwrite)
         title = f"{config.init} fine-tuned for {outcome.step:,} steps with {result['labels']:,} labels"
         print(closing_summary(result, config.data.path, output, title))
     return result
+
+
+def kept_to_calibrate(config: FineTune, images: Images) -> tuple[Images, Images | None]:
+    """The images to train on, and those that --calibrate keeps out of training."""
+    if not config.calibrate:
+        return images, None
+    rest, held = fifth_to_choose_by(images.labels(range(len(images))), config.seed)
+    if not len(held):
+        raise UserError("--calibrate keeps training labels out of training, and one a class leaves none")
+    return Subset(images, rest), Subset(images, held)
+
+
+def calibrated(
+    outcome: Outcome, job: Classify, held: Images, config: FineTune, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Calibrate a trained model and predict the evaluation images again; returns what result.json says of it."""
+    assert job.predictions is not None
+    before, model = job.predictions.calibration_error(), cast(Classifier, outcome.model)
+    with torch.no_grad():
+        calibrate(model, held, config.data, config.eval.batch_size, accelerator)
+        job.evaluate(model)
+    found = {"temperature": model.temperature, "calibration_labels": len(held), "calibration_error_before": before}
+    return found | {"calibration_error": job.predictions.calibration_error()}
 
 
 def run_evaluation(config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
@@ -107,7 +134,9 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     if accelerator.is_main_process:
         result |= {"command": "finetune --eval-only", "init": config.init, "classes": len(model.classes)}
         result |= {"eval_images": len(predictions.index)}
-        result |= {"per_class_top1": predictions.per_class(model.classes)} if labelled else {}
+        if labelled:
+            result |= {"per_class_top1": predictions.per_class(model.classes)}
+            result |= {"calibration_error": predictions.calibration_error()}
         result |= {"unreadable_images": unreadable, "data": data}
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         records.log(0, metrics)

@@ -112,6 +112,11 @@ def closing_summary(result: dict[str, Any], path: str, output: Path, title: str,
         f"  top 5    {result['eval/top5']:6.1%}",
         f"best: {printable(best)} {high:.1%}, worst: {printable(worst)} {low:.1%}",
     ]
+    if "temperature" in result:
+        lines.append(
+            f"probabilities: expected calibration error {result['calibration_error']:.1%}, before "
+            f"{result['calibration_error_before']:.1%} (temperature {result['temperature']:g})"
+        )
     if unread := result["unreadable_images"]:
         lines.append(unreadable_line(unread, None, path))
     lines.append(f"Confusion matrix: {output / 'samples'}    all numbers: {output / 'result.json'}")

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from mpp.commands.downstream import as_taken_by
 from mpp.config.commands import Predict
+from mpp.data.augment import View
 from mpp.data.images import Images
+from mpp.data.loader import Samples, no_draws, read_batch
+from mpp.data.randomness import Purpose
 from mpp.data.sources.classes import class_name
 from mpp.data.splits import open_measured
 from mpp.errors import listed, renamed, warn
 from mpp.evaluation.predictions import Predictions, refuse_unwritable, write_table
+from mpp.figures.sheet import paint_sheet
 from mpp.methods.classify import Classifier, load_classifier, predict_set
-from mpp.run.folder import unreadable_line
+from mpp.run.folder import save_picture, unreadable_line, writing
 from mpp.run.machine import gather_dicts
+
+_PAINTED, _SIDE = 120, 112  # images of a sheet, and the longer side of each in pixels
 
 
 def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
     """Predict every image of a set and write the table; returns how many there are, and the accuracy if it is known."""
     with renamed("--export-predictions", "--out", [config.out]):
         refuse_unwritable(config.out, config.overwrite, accelerator)
+    if config.sheet:
+        with renamed("--export-predictions", "--sheet", [config.sheet]):
+            refuse_unwritable(config.sheet, config.overwrite, accelerator)
     model = load_classifier(config.init)
     model.to(accelerator.device).eval()
     with accelerator.main_process_first(), as_taken_by(model.vit, config.init, config.data, fitted=False) as data:
@@ -34,11 +45,18 @@ def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
     unreadable = gather_dicts(accelerator, unreadable)
     metrics = found.metrics() if labelled else {}
     if accelerator.is_main_process:
-        write_table(table_of(found, images, model.classes), config.out, config.overwrite)
+        write_table(table_of(found, images, model.classes, config.reject_below), config.out, config.overwrite)
+        if config.sheet:
+            write_sheet(config, found, images, model)
         print(summary(config, found, model.classes, metrics))
         if unreadable:
             print(unreadable_line(unreadable, len(images), config.data.path))
-    return {"images": len(found.index), "out": config.out} | {f"eval/{name}": value for name, value in metrics.items()}
+    result = {"images": len(found.index), "out": config.out}
+    if config.reject_below:
+        result |= {"rejected": int((found.confidence < config.reject_below).sum())}
+    if labelled:
+        result |= {"calibration_error": found.calibration_error()}
+    return result | {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def has_its_classes(images: Images, model: Classifier, accelerator: Accelerator) -> bool:
@@ -53,21 +71,52 @@ def has_its_classes(images: Images, model: Classifier, accelerator: Accelerator)
     return bool(names) and not others
 
 
-def table_of(found: Predictions, images: Images, classes: list[str]) -> dict[str, list[Any]]:
-    """The columns: image, label (if there are labels), class, probability, class_2, probability_2 and so on."""
+def table_of(found: Predictions, images: Images, classes: list[str], reject_below: float = 0) -> dict[str, list[Any]]:
+    """The columns: image, label (if there are labels), class (None where it is less probable than `reject_below`),
+    probability, class_2, probability_2 and so on."""
     columns: dict[str, list[Any]] = {"image": [images.where(int(index)) for index in found.index]}
     if found.labelled:
         columns["label"] = [classes[k] for k in found.label]
     for place, (best, probability) in enumerate(zip(found.best.T, found.probabilities.T, strict=True), start=1):
         end = f"_{place}" if place > 1 else ""
         columns |= {f"class{end}": [classes[k] for k in best], f"probability{end}": probability.tolist()}
+    columns["class"] = [
+        name if probability >= reject_below else None
+        for name, probability in zip(columns["class"], columns["probability"], strict=True)
+    ]
     return columns
+
+
+def write_sheet(config: Predict, found: Predictions, images: Images, model: Classifier) -> None:
+    """Paint images from the least to the most confident prediction, with class, probability and, where it is another
+    one, label in brackets; of many, some at even distances in this order."""
+    order = np.argsort(found.confidence, kind="stable")
+    order = order[np.linspace(0, len(order) - 1, min(len(order), _PAINTED)).round().astype(int)]
+    captions = []
+    for row in order:
+        name = model.classes[found.predicted[row]] if found.confidence[row] >= config.reject_below else "?"
+        other = found.labelled and found.label[row] != found.predicted[row]
+        captions.append(
+            f"{found.confidence[row]:.2f} {name}" + (f" ({model.classes[found.label[row]]})" if other else "")
+        )
+    samples = Samples(found.index[order], 0, range(len(order)))
+    scale = min(1.0, _SIDE / max(model.vit.img_size))
+    size = (max(1, round(model.vit.img_size[0] * scale)), max(1, round(model.vit.img_size[1] * scale)))
+    pictures = read_batch(images, samples, View(size), no_draws, 0, Purpose.EVAL)["images"].numpy()
+    with writing(Path(config.sheet or "")):
+        save_picture(paint_sheet(list(pictures), captions, columns=10, side=_SIDE), Path(config.sheet or ""))
 
 
 def summary(config: Predict, found: Predictions, classes: list[str], metrics: dict[str, float]) -> str:
     """What the command says last."""
-    counts = Counter(classes[k] for k in found.best[:, 0]).most_common()
+    counts = Counter(classes[k] for k in found.predicted[found.confidence >= config.reject_below]).most_common()
     lines = [f"{config.out}: {len(found.index):,} images: {listed(f'{name} {count:,}' for name, count in counts)}"]
+    sure = found.confidence >= config.reject_below
+    if config.reject_below:
+        lines.append(f"{(~sure).sum():,} of them without a class: less probable than {config.reject_below:g}")
     if metrics:
         lines.append(f"accuracy: top 1 {metrics['top1']:.1%}, top 5 {metrics['top5']:.1%}")
+        if config.reject_below and sure.any():
+            lines[-1] += f"; top 1 of those with a class {np.mean(found.rank[sure] < 1):.1%}"
+        lines.append(f"expected calibration error of the probabilities: {found.calibration_error():.1%}")
     return "\n".join(lines)

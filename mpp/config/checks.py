@@ -79,6 +79,10 @@ def _check_fine_tune(config: FineTune) -> None:
         raise UserError("--eval-only measures a fine-tuned model; name its run with --init")
     if config.eval_only and (config.data.labels is not None or config.model.pool != "mean"):
         raise UserError("--data.labels and --model.pool are for training; --eval-only takes the model as it is")
+    if config.eval_only and config.calibrate:
+        raise UserError(
+            "--calibrate needs training labels that were not learnt: fine-tune with it, without --eval-only"
+        )
     if (file := config.export_predictions) and not file.endswith((".parquet", ".csv")):
         raise UserError(f"--export-predictions {file} must end in .parquet or .csv")
 
@@ -94,6 +98,8 @@ def _check_predict(config: Predict) -> None:
         raise UserError("--data.split and --data.fraction are for training; --data.eval-split names what to predict")
     if not config.out.endswith((".parquet", ".csv")):
         raise UserError(f"--out {config.out} must end in .parquet or .csv")
+    if config.sheet is not None and not config.sheet.endswith(".png"):
+        raise UserError(f"--sheet {config.sheet} must end in .png")
 
 
 def _check_embed(config: Embed) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mpp.config.bounds import Count, Once, Whole, but
+from mpp.config.bounds import Count, Once, Share, Whole, but
 from mpp.config.options import (
     Augment,
     Corrupt,
@@ -120,6 +120,9 @@ class FineTune(Training, FineTuning):
     data: LabelledData = but(LabelledData)
     eval_only: bool = False
     """Train nothing: measure the fine-tuned run (or its classifier/) that --init names on the evaluation split."""
+    calibrate: bool = False
+    """Keep a fifth of the training labels out of training, and choose on it the temperature that makes the model's
+    probabilities fit. result.json has the expected calibration error before and after."""
     export_predictions: Once[str | None] = None  # A .parquet or .csv file for the prediction of every evaluation image.
     overwrite: Once[bool] = False  # Replace the file that --export-predictions names, if there is one.
 
@@ -165,6 +168,7 @@ class Predict:
 
       mpp predict runs/fine photos --out predictions.csv
       mpp predict --init runs/fine --data.path DIR --data.eval-split test --top 1
+      mpp predict runs/fine photos --out predictions.csv --sheet predictions.png --reject-below 0.7
     """
 
     init: str = ""  # A run of finetune or supervised, its classifier/ folder, or a hub id.
@@ -172,8 +176,13 @@ class Predict:
     """The images: the split --data.eval-split, else the only one, else test, else validation."""
     out: str = "predictions.csv"
     """The .csv or .parquet file to write: columns image, (label,) class, probability, class_2, probability_2, ..."""
-    overwrite: Once[bool] = False  # Replace the file that --out names, if there is one.
+    overwrite: Once[bool] = False  # Replace the files that --out and --sheet name, if there are any.
+    sheet: Once[str | None] = None
+    """A .png file to paint: up to 120 of the images from the least to the most confident prediction."""
     top: Count = 5  # How many classes an image, the likeliest first.
+    reject_below: Share = 0.0
+    """Leave the class empty where its probability is below this, in 0..1. (`finetune --calibrate` makes probabilities
+    that can be believed.)"""
     batch_size: Count = 256  # Images a forward pass.
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators that have it, else fp32.
 

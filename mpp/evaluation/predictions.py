@@ -24,6 +24,7 @@ from mpp.data.augment import normalise
 from mpp.data.images import Images
 from mpp.data.loader import Batch
 from mpp.errors import UserError
+from mpp.evaluation.calibration import calibration_error
 from mpp.files import csv_cell, write_whole
 from mpp.run.folder import why_unwritable, writing
 
@@ -50,6 +51,10 @@ class Predictions:
         """Mean loss, and top-1 and top-5 accuracy in 0..1."""
         top1, top5 = np.mean(self.rank < 1), np.mean(self.rank < 5)
         return {"loss": float(np.mean(self.loss)), "top1": float(top1), "top5": float(top5)}
+
+    def calibration_error(self) -> float:
+        """How far the probabilities of the predicted classes are from the accuracy, in 0..1 (15 bins)."""
+        return calibration_error(self.confidence, self.rank < 1)
 
     def per_class(self, classes: list[str]) -> dict[str, float]:
         """Accuracy of each class in 0..1, by class name; classes without images are left out."""

@@ -22,11 +22,12 @@ from mpp.data.sources.classes import class_name
 from mpp.data.splits import at_most
 from mpp.data.training_set import IndexedSet, Reading
 from mpp.errors import UserError
+from mpp.evaluation.calibration import best_temperature, scores_of
 from mpp.evaluation.predictions import Predictions, predict
 from mpp.figures.confusion import paint_confusion
 from mpp.models.backbones import load_exported
 from mpp.models.pretrained import Pretrained
-from mpp.models.sizes import refuse_odd_classes, refuse_unknown, shown
+from mpp.models.sizes import refuse_no_numbers, refuse_odd_classes, refuse_unknown, shown
 from mpp.models.vit import ViT, pool_tokens
 from mpp.run.machine import workers_of
 from mpp.training.flops import flops_an_image
@@ -48,12 +49,26 @@ class Classifier(
         pool: "mean" of the patches' tokens or the "cls" token.
         head: "linear", zero-initialised, as the ViT paper fine-tunes; "mlp", with one hidden tanh layer of width D, as
             it pretrains (arXiv 2010.11929, section 3.1; initialisation as vit_jax/models_vit.py).
+        temperature: what the scores are divided by, so that their softmax can be believed; see `calibrate`.
+
+    Raises ValueError for arguments that fit no model.
     """
 
+    _hub_mixin_config: dict[str, Any]  # the arguments of __init__, stored by the mixin
+
     def __init__(
-        self, vit: ViT | dict[str, Any], classes: Sequence[str], pool: str = "mean", head: str = "linear"
+        self,
+        vit: ViT | dict[str, Any],
+        classes: Sequence[str],
+        pool: str = "mean",
+        head: str = "linear",
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
+        refuse_no_numbers(1000, temperature=temperature)
+        if not temperature:
+            raise ValueError("temperature must be above 0")
+        self.temperature = temperature
         refuse_unknown(pool=(pool, ("mean", "cls")), head=(head, ("linear", "mlp")))
         self.vit = vit if isinstance(vit, ViT) else ViT(**vit)
         self.classes, self.pool = list(classes), pool
@@ -72,7 +87,13 @@ class Classifier(
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> scores (B, classes)."""
-        return self.head(pool_tokens(self.vit(images), self.pool))  # (B, 1 + N, D) -> (B, D) -> (B, classes)
+        scores = self.head(pool_tokens(self.vit(images), self.pool))  # (B, 1 + N, D) -> (B, D) -> (B, classes)
+        return scores if self.temperature == 1 else scores / self.temperature
+
+    def calibrate(self, temperature: float) -> None:
+        """Divide the scores by a temperature from now on, also once the model is saved and loaded."""
+        self.temperature = temperature
+        self._hub_mixin_config = self._hub_mixin_config | {"temperature": temperature}
 
 
 def load_classifier(init: str) -> Classifier:
@@ -150,6 +171,17 @@ def refuse_odd_pairs(augment: LabelledAugment, share: Share) -> None:
             f"--augment.mixup and --augment.cutmix mix pairs of images, but a process has {count} at a time; make "
             f"--train.batch-size an even multiple of processes x --train.accumulate"
         )
+
+
+def calibrate(model: Classifier, held: Images, data: Data, batch_size: int, accelerator: Accelerator) -> None:
+    """Give a model the temperature with which its probabilities fit labels that it was not trained on; the same on all
+    processes. The predicted classes stay."""
+    part = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    workers = workers_of(data, accelerator)
+    size = model.vit.img_size
+    loader = eval_loader(held, size, no_draws, batch_size=batch_size, workers=workers, labels=True, **part)
+    scores, labels = scores_of(model.eval(), readable(loader, data.on_error, {}), accelerator)
+    model.calibrate(best_temperature(scores * model.temperature, labels))
 
 
 def predict_set(
