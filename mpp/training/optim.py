@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mpp.config.options import Optim
+from mpp.training.muon import BatchedMuon
 
 
 def scaled_lr(optim: Optim, batch_size: int) -> float:
@@ -32,8 +33,8 @@ def build_optimizer(model: nn.Module, optim: Optim, batch_size: int) -> Optimize
     if optim.name == "sgd":
         return SGD(groups, lr=lr, momentum=optim.betas[0], fused=True)
     if optim.name == "muon":
-        # Muon's updates scaled to the size of AdamW's (arXiv 2502.16982), so that one learning rate serves both
-        muon = Muon(matrices, lr=lr, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        # Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both
+        muon = BatchedMuon(matrices, lr=lr)
         return Together([muon, AdamW(others, lr=lr, betas=optim.betas, fused=True)])
     return {"adam": Adam, "adamw": AdamW}[optim.name](groups, lr=lr, betas=optim.betas, fused=True)
 
