@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from mpp.config.commands import FineTune, LinearProbe
 from mpp.config.options import Data
 from mpp.data.bands import counted
-from mpp.data.images import Images, bands_of
+from mpp.data.identity import trained_on
+from mpp.data.images import HeldOut, Images, bands_of
 from mpp.data.splits import open_labelled
 from mpp.errors import UserError, renamed, warn
 from mpp.models.backbones import downstream_vit
@@ -23,13 +26,14 @@ SomeData = TypeVar("SomeData", bound=Data)
 
 
 def open_downstream(
-    config: FineTune | LinearProbe, accelerator: Accelerator, seen: int = 0
+    config: FineTune | LinearProbe, accelerator: Accelerator, seen: int = 0, remembered: set[str] | None = None
 ) -> tuple[ViT, Images, Images]:
-    """The encoder that --init names, and the labelled images to fit on and to be measured on, read as it takes them."""
+    """The encoder that --init names, and the labelled images to fit on and to be measured on, read as it takes them.
+    `remembered` are the names of images to be measured on."""
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
     with accelerator.main_process_first(), as_taken_by(vit, config.init, config.data) as data:
-        images, test = open_labelled(data, vit.img_size, config.seed, seen)
+        images, test = open_labelled(data, vit.img_size, config.seed, seen, remembered)
     bands = bands_of(images)
     if config.init == "scratch" and bands.channels != vit.in_chans:
         set_seed(config.seed)
@@ -65,3 +69,21 @@ def as_taken_by(vit: ViT, init: str, data: SomeData, *, fitted: bool = True) -> 
         warn(f"--init {init} was trained with --data.range {low:g} {high:g}; leave the option out to read images so")
     with renamed("--data.channels", f"--init {init}", [data.path] if data.channels is None else []):
         yield dataclasses.replace(data, channels=vit.in_chans, range=data.range or vit.pixel_range)
+
+
+def new_to(init: str, images: Images, accelerator: Accelerator) -> Images:
+    """The images of a set that the model of --init did not learn from. Where those are the images of its own run, they
+    are what it held out; if it held out none of them, the user is warned. All processes call it."""
+    kept: list[int] | None = None
+    if accelerator.is_main_process:  # one process looks at the images
+        for folder in (Path(init), Path(init).parent):
+            if (left := trained_on(folder, images)) is not None:
+                kept = [number for number, name in enumerate(images.contents().names) if name in left]
+    if (kept := broadcast_object_list([kept])[0]) is None:
+        return images
+    if not kept:
+        if accelerator.is_main_process:
+            warn(f"--init {init} was trained on these images: its accuracy on them is not that on new ones")
+        return images
+    says = f"held out by {init} when it was trained: {len(kept):,} of these {len(images):,} images"
+    return HeldOut(images, np.array(kept), says)

@@ -13,16 +13,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from mpp.commands.downstream import as_taken_by, open_downstream
+from mpp.commands.downstream import as_taken_by, new_to, open_downstream
 from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.command_line import write_toml
 from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
-from mpp.data.identity import keep
+from mpp.data.identity import held_out_before, keep
 from mpp.data.images import Images, Subset
-from mpp.data.splits import at_most, fifth_to_choose_by, open_measured
+from mpp.data.splits import at_most, fifth_to_choose_by, open_held_out, open_measured
 from mpp.data.survey import noted
 from mpp.errors import UserError
+from mpp.evaluation.intervals import interval_of
 from mpp.evaluation.predictions import export, refuse_unwritable
 from mpp.figures.confusion import paint_confusion
 from mpp.methods.classify import Classifier, Classify, calibrate, load_classifier, predict_set
@@ -48,7 +49,8 @@ def run_finetuning(config: FineTune, accelerator: Accelerator) -> dict[str, Any]
 def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> dict[str, Any]:
     """Prepare, choose a learning rate, train, export, report, all into a folder of its own."""
     refuse_unwritable(config.export_predictions, config.overwrite, accelerator)
-    vit, images, test = open_downstream(config, accelerator, images_seen(config.train))
+    remembered = held_out_before(output) if config.resume_anyway else None
+    vit, images, test = open_downstream(config, accelerator, images_seen(config.train), remembered)
     config = noted(config, images)
     images, held = kept_to_calibrate(config, images)
     tell_classes(config.data, images, test, accelerator)
@@ -119,12 +121,15 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     records = Records(output, accelerator, config)
     records.open(0, "eval/top1")
     with accelerator.main_process_first(), as_taken_by(model.vit, config.init, config.data, fitted=False) as source:
-        images = open_measured(source, model.vit.img_size, alone=True, unlabelled=bool(config.export_predictions))
-        images = at_most(images, config.eval.images)
+        size, unlabelled = model.vit.img_size, bool(config.export_predictions)
+        held = open_held_out(source, size) if source.hold_out else None
+        images = open_measured(source, size, alone=True, unlabelled=unlabelled) if held is None else held
     labelled = bool(images.label_names)
     if labelled:
+        images = new_to(config.init, images, accelerator) if held is None else held
         tell_classes(config.data, None, images, accelerator)
     data = keep(output, images, images, accelerator)
+    images = at_most(images, config.eval.images)
     unreadable: dict[str, str] = {}
     batch_size = config.eval.batch_size
     predictions = predict_set(model, images, config.data, batch_size, accelerator, unreadable, labelled)
@@ -135,6 +140,7 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         result |= {"command": "finetune --eval-only", "init": config.init, "classes": len(model.classes)}
         result |= {"eval_images": len(predictions.index)}
         if labelled:
+            result |= {"eval/top1_interval": interval_of(metrics["eval/top1"], len(predictions.index))}
             result |= {"per_class_top1": predictions.per_class(model.classes)}
             result |= {"calibration_error": predictions.calibration_error()}
         result |= {"unreadable_images": unreadable, "data": data}

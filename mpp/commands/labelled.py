@@ -12,10 +12,11 @@ from accelerate import Accelerator
 
 from mpp.config.commands import FineTune, Supervised
 from mpp.config.options import Data
-from mpp.data.images import Images
+from mpp.data.images import HeldOut, Images
 from mpp.data.loader import share_of
 from mpp.data.sources.path import plain_folder
 from mpp.errors import UserError, listed, printable, warn
+from mpp.evaluation.intervals import interval_of, told_interval
 from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
 from mpp.models.sizes import refuse_odd_classes
 from mpp.models.vit import ViT
@@ -25,11 +26,13 @@ from mpp.training.loop import train
 
 
 def tell_classes(data: Data, train: Images | None, test: Images, accelerator: Accelerator) -> None:
-    """Print the classes and how many images each has to train on (without `train`: to be measured on). Warn if other
-    folders could be meant, and of classes that are measured but not trained on."""
+    """Print what is held out, the classes, and how many images each has to train on (without `train`: to be measured
+    on). Warn if other folders could be meant, and of classes that are measured but not trained on."""
     if not accelerator.is_main_process:
         return
     names = test.label_names or []
+    if isinstance(test, HeldOut):
+        print(test.says)
     if data.path == "shapes":  # which has images of all
         print(f"classes: {listed(names)} ({len(names)})")
         return
@@ -94,7 +97,8 @@ def write_result(job: Classify, command: str, output: Path, outcome: Outcome) ->
         "seconds": round(outcome.seconds, 1),
         "labels": outcome.images,
         "classes": len(model.classes),
-        "eval_images": len(job.predictions.index),
+        "eval_images": (measured := len(job.predictions.index)),
+        "eval/top1_interval": interval_of(outcome.metrics["eval/top1"], measured),
         "per_class_top1": job.predictions.per_class(model.classes),
         "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
         "unreadable_images": outcome.unreadable,
@@ -108,7 +112,8 @@ def closing_summary(result: dict[str, Any], path: str, output: Path, title: str,
     images = result["eval_images"]
     lines = [
         f"\n{title}: accuracy on {images:,} held-out image{'s' * (images != 1)} of {result['classes']} classes:",
-        f"  top 1    {result['eval/top1']:6.1%}   (chance {1 / result['classes']:.1%})",
+        f"  top 1    {result['eval/top1']:6.1%}   ({told_interval(result['eval/top1'], images)}; chance "
+        f"{1 / result['classes']:.1%})",
         f"  top 5    {result['eval/top5']:6.1%}",
         f"best: {printable(best)} {high:.1%}, worst: {printable(worst)} {low:.1%}",
     ]

@@ -24,6 +24,7 @@ from mpp.data.loader import eval_loader, no_draws
 from mpp.data.splits import at_most, draw_labels, fifth_to_choose_by
 from mpp.data.survey import noted
 from mpp.errors import UserError
+from mpp.evaluation.intervals import interval_of, told_interval
 from mpp.evaluation.probes import (
     FEW_SHOT_PENALTY,
     Scaler,
@@ -83,6 +84,7 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     result |= {"effective_rank": effective_rank(x[chosen])}
     result |= logistic_scores(fit, y, held, test_y, classes, config.seed)
     result |= few_shot_scores(x[chosen], y, test_x[chosen], test_y, classes, config)
+    result["eval/top1_interval"] = interval_of(result["eval/top1"], len(test_y))
     votes = knn(x[chosen], y, test_x[chosen], classes, config.probe.neighbours)
     result |= {"eval/knn_top1": top_k(votes, test_y), "unreadable_images": unreadable}
     result["seconds"] = round(time.perf_counter() - started, 1)
@@ -195,12 +197,16 @@ def few_shot_scores(
 
 def summary(config: LinearProbe, result: dict[str, Any], output: Path) -> str:
     """The accuracies for the terminal."""
+
+    def told(name: str) -> str:
+        return told_interval(result[f"eval/{name}"], result["eval_images"])
+
     lines = [
         f"\n{config.init}, layer {result['layer']}, {result['pool']} pooling: {result['labels']:,} labels of "
         f"{result['classes']} classes, {result['eval_images']:,} images; chance is {1 / result['classes']:.1%}",
-        f"  logistic regression    {result['eval/top1']:6.1%}   (top 5 {result['eval/top5']:.1%})",
-        f"  ridge regression       {result['eval/ridge_top1']:6.1%}",
-        f"  k-nearest neighbours   {result['eval/knn_top1']:6.1%}",
+        f"  logistic regression    {result['eval/top1']:6.1%}   ({told('top1')}; top 5 {result['eval/top5']:.1%})",
+        f"  ridge regression       {result['eval/ridge_top1']:6.1%}   ({told('ridge_top1')})",
+        f"  k-nearest neighbours   {result['eval/knn_top1']:6.1%}   ({told('knn_top1')})",
     ]
     for shots in config.probe.shots:
         name = f"eval/few_shot_{shots}_top1"

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from mpp.commands.downstream import as_taken_by
+from mpp.commands.downstream import as_taken_by, new_to
 from mpp.config.commands import Predict
 from mpp.data.augment import View
-from mpp.data.images import Images
+from mpp.data.images import HeldOut, Images
 from mpp.data.loader import Samples, no_draws, read_batch
 from mpp.data.randomness import Purpose
 from mpp.data.sources.classes import class_name
 from mpp.data.splits import open_measured
 from mpp.errors import listed, renamed, warn
+from mpp.evaluation.intervals import told_interval
 from mpp.evaluation.predictions import Predictions, refuse_unwritable, write_table
 from mpp.figures.sheet import paint_sheet
 from mpp.methods.classify import Classifier, load_classifier, predict_set
@@ -39,6 +40,12 @@ def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
     with accelerator.main_process_first(), as_taken_by(model.vit, config.init, config.data, fitted=False) as data:
         images = open_measured(data, model.vit.img_size, alone=True, unlabelled=True)
     labelled = has_its_classes(images, model, accelerator)
+    if (
+        labelled
+        and isinstance(new := new_to(config.init, images, accelerator), HeldOut)
+        and accelerator.is_main_process
+    ):
+        warn(f"the accuracy is not that on new images ({new.says}); finetune --eval-only measures those held out")
     unreadable: dict[str, str] = {}
     top = min(config.top, len(model.classes))
     found = predict_set(model, images, config.data, config.batch_size, accelerator, unreadable, labelled, top)
@@ -115,7 +122,8 @@ def summary(config: Predict, found: Predictions, classes: list[str], metrics: di
     if config.reject_below:
         lines.append(f"{(~sure).sum():,} of them without a class: less probable than {config.reject_below:g}")
     if metrics:
-        lines.append(f"accuracy: top 1 {metrics['top1']:.1%}, top 5 {metrics['top5']:.1%}")
+        told = told_interval(metrics["top1"], len(found.index))
+        lines.append(f"accuracy: top 1 {metrics['top1']:.1%} ({told}), top 5 {metrics['top5']:.1%}")
         if config.reject_below and sure.any():
             lines[-1] += f"; top 1 of those with a class {np.mean(found.rank[sure] < 1):.1%}"
         lines.append(f"expected calibration error of the probabilities: {found.calibration_error():.1%}")

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen
-from mpp.data.identity import keep
+from mpp.data.identity import held_out_before, keep
 from mpp.data.images import bands_of
 from mpp.data.splits import open_labelled
 from mpp.data.survey import noted
@@ -28,9 +28,10 @@ def run_supervised(config: Supervised, accelerator: Accelerator) -> dict[str, An
 
 def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> dict[str, Any]:
     """Prepare, train, export, report, all into a folder of its own."""
+    remembered = held_out_before(output) if config.resume_anyway else None
     with accelerator.main_process_first():
         images, test = open_labelled(
-            config.data, height_width(config.model.img_size), config.seed, images_seen(config.train)
+            config.data, height_width(config.model.img_size), config.seed, images_seen(config.train), remembered
         )
     tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway

@@ -6,9 +6,19 @@ import math
 
 from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
-from mpp.config.commands import Compare, Embed, FineTune, FineTuning, Predict, Pretrain, Pretraining, Supervised
+from mpp.config.commands import (
+    Compare,
+    Embed,
+    FineTune,
+    FineTuning,
+    LinearProbe,
+    Predict,
+    Pretrain,
+    Pretraining,
+    Supervised,
+)
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
-from mpp.config.options import Augment, Data, Optim, Train
+from mpp.config.options import Augment, Data, LabelledData, Optim, Train
 from mpp.errors import UserError, is_first_process, renamed, warn
 
 
@@ -18,6 +28,8 @@ def check(config: Options) -> None:
     for name, value, _ in walk(config):
         if name.endswith("data.range") and isinstance(value, tuple) and not -math.inf < value[0] < value[1] < math.inf:
             raise UserError(f"{option_name(name)} {value[0]} {value[1]} must be the lowest value, then a higher one")
+    if isinstance(config, Supervised | FineTune | LinearProbe):
+        _check_held_out(config.data)
     if isinstance(config, Pretrain):
         _check_pretraining(config)
         _warn_of_long_warmup(config.optim, config.train)
@@ -33,6 +45,14 @@ def check(config: Options) -> None:
         _check_predict(config)
     elif isinstance(config, Embed):
         _check_embed(config)
+
+
+def _check_held_out(data: LabelledData) -> None:
+    if data.hold_out is not None and data.eval_split is not None:
+        raise UserError(
+            f"--data.hold-out {data.hold_out:g} measures on a part of split {data.split}, and --data.eval-split "
+            f"{data.eval_split} on another split: give one of them"
+        )
 
 
 def _check_pretraining(config: Pretraining) -> None:

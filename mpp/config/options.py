@@ -55,7 +55,7 @@ class Data(Source):
     split: str = "train"  # The split to train on, as the set calls it.
     eval_split: str | None = None
     """The split to evaluate on. Default: pretraining takes validation, else test, else images that it holds out of
-    the training split; commands that need labels take test, else validation."""
+    the training split; commands that need labels take test, else validation, else hold out a fifth, class by class."""
     range: tuple[float, float] | Literal["auto"] | None = None
     """The values that become black and white, for 12 bits in 16, reflectances, floats: LOW HIGH, or `auto`: percentiles
     0.1 and 99.9 of training images. Default: the backbone's, else all of 8 or 16 bits. Floats need it."""
@@ -74,6 +74,10 @@ class LabelledData(Data):
 
     labels: Count | None = None
     """How many training labels to use, balanced over the classes, chosen by --seed. Default: all."""
+    hold_out: Inside | None = None
+    """Hold this share of the training split out, class by class, and measure on it in place of an evaluation split: for
+    choices that must not look at the test set. The same images for every seed. Default: a fifth where the set has no
+    evaluation split with labels, else none."""
 
 
 @dataclass

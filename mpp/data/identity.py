@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mpp.data.contents import Contents
-from mpp.data.images import Images, Subset
+from mpp.data.images import HeldOut, Images
 from mpp.data.streams import Kept, Stream
 from mpp.errors import UserError, warn
 from mpp.files import write_whole
@@ -30,7 +30,7 @@ class Identity:
     def of(cls, train: Images | Stream, evaluated: Images, labels: bool = False) -> Identity:
         """The identity of the images to train and be measured on."""
         found = train.contents(labels)
-        if isinstance(evaluated, Subset) and isinstance(train, Subset) and evaluated.images is train.images:
+        if isinstance(evaluated, HeldOut):
             return cls({found.split: found}, [found.names[i] for i in evaluated.indices] if found.names else None)
         measured = evaluated.contents(labels)
         if isinstance(evaluated, Kept) and measured.split == found.split:
@@ -83,6 +83,16 @@ def held_out_before(folder: Path) -> set[str] | None:
     """The names of the images that the run in a folder holds out of its training split."""
     names = (recorded(folder) or {}).get("held_out")
     return None if names is None else set(names)
+
+
+def trained_on(folder: Path, images: Images) -> set[str] | None:
+    """The names of the images that a run on labels did not learn from, if `images` is the split that it was trained on;
+    None if that is another set, or the folder holds no run."""
+    if (found := recorded(folder)) is None or not found["splits"]:
+        return None
+    trained = next(iter(found["splits"].values()))
+    same = trained["digest"] == images.contents(labels=bool(images.label_names)).digest
+    return set(found.get("held_out") or []) if same else None
 
 
 def keep(

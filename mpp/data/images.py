@@ -162,3 +162,11 @@ class Subset:
 
     def contents(self, labels: bool = False) -> Contents:
         return self.images.contents(labels)
+
+
+class HeldOut(Subset):
+    """Images that are held out of the split that is trained on; `says` tells which, for the terminal."""
+
+    def __init__(self, images: Images, indices: np.ndarray, says: str) -> None:
+        super().__init__(images, indices)
+        self.says = says

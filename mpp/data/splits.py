@@ -9,7 +9,7 @@ import numpy as np
 from mpp.config.commands import Pretrain
 from mpp.config.derived import images_seen
 from mpp.config.options import Data, LabelledData
-from mpp.data.images import Images, Subset, bands_of, open_images, with_bands
+from mpp.data.images import HeldOut, Images, Subset, bands_of, open_images, with_bands
 from mpp.data.pack_cache import packed_if_small
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import is_stream, plain_folder, split_names
@@ -18,12 +18,19 @@ from mpp.data.streams import NO_LABELS, Stream, held_out
 from mpp.data.survey import LOOKED_AT, settled, surveyed
 from mpp.errors import UserError
 
+_HELD_OUT = 0.2  # of the training split, where a labelled set has no other to be measured on
 
-def open_labelled(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> tuple[Images, Images]:
-    """The labelled images to fit on (`open_fitted`), and those to be measured on (`open_measured`)."""
+
+def open_labelled(
+    data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0, remembered: set[str] | None = None
+) -> tuple[Images, Images]:
+    """The labelled images to fit on (`open_fitted`), and those to be measured on: --data.hold-out of the training
+    split, or another split (`open_measured`), or a fifth where there is none with labels. A run that goes on with a
+    changed set holds out the images that it did before: those `remembered` by name.
+    """
     refuse_the_trained_split(data, "an accuracy on images that were learnt says nothing; name another")
-    train = open_fitted(data, size, seed, seen)
-    test = with_bands(open_measured(as_trained(data, train), size), bands_of(train))
+    train, held = _fitted(data, size, seed, seen, remembered)
+    test = with_bands(open_measured(as_trained(data, train), size) if held is None else held, bands_of(train))
     if train.label_names != test.label_names:
         raise UserError(f"--data.path {data.path}: its classes are not the same in the splits to train and measure on")
     return train, test
@@ -38,14 +45,24 @@ def refuse_the_trained_split(data: Data, advice: str) -> None:
 
 
 def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0) -> Images:
-    """The labelled images to fit on: --data.labels of --data.fraction of them. `seen` is how many images, at `size`,
-    training will look at."""
+    """The labelled images to fit on: --data.labels of --data.fraction of those that are not held out. `seen` is how
+    many images, at `size`, training will look at."""
+    return _fitted(data, size, seed, seen)[0]
+
+
+def _fitted(
+    data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0, remembered: set[str] | None = None
+) -> tuple[Images, HeldOut | None]:
+    """The labelled images to fit on, and those held out of the same split; None if another split is measured on."""
     if is_stream(data.path, data.config):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     train = _open(data, data.split, size)
     names = _label_names(train, data.split, data)
     if data.cache:
         train = packed_if_small(train, size, seen, data.cache_limit)
+    held = None
+    if (why := _why_held_out(data)) or remembered is not None:
+        train, held = _held_out_of(train, data, why, remembered)
     if data.fraction < 1:
         train = Subset(train, take_fraction(np.arange(len(train)), data.fraction, seed))
     if len(train) < len(names):
@@ -58,7 +75,50 @@ def open_fitted(data: LabelledData, size: tuple[int, int], seed: int, seen: int 
         raise UserError(f"--data.labels {count} must be from {len(names)} (one a class) to {len(train):,} (all)")
     if count < len(train):
         train = Subset(train, draw_labels(train.labels(range(len(train))), count, seed))
-    return with_bands(train, settled(train, data))
+    return with_bands(train, settled(train, data)), held
+
+
+def open_held_out(data: LabelledData, size: tuple[int, int]) -> HeldOut:
+    """The part of the training split that is held out, alone."""
+    train = _open(data, data.split, size)
+    _label_names(train, data.split, data)
+    return _held_out_of(train, data, _why_held_out(data))[1]
+
+
+def _why_held_out(data: LabelledData) -> str:
+    """Why a part of the training split is held out to be measured on; "" if none is."""
+    if data.hold_out is not None:
+        return f"--data.hold-out {data.hold_out:g}"
+    if data.eval_split:
+        return ""
+    splits = split_names(data.path, data.config)
+    spare = [name for name in ("test", "validation") if name in splits and name != data.split]
+    if any(open_images(data, name).label_names for name in spare):
+        return ""
+    why = f"split {' and '.join(spare)} has no labels" if spare else "the set has no split test or validation"
+    others = [name for name in splits if name not in (data.split, *spare)]
+    return why + (f"; --data.eval-split can name {' or '.join(others)}" if others else "")
+
+
+def _held_out_of(
+    train: Images, data: LabelledData, why: str, remembered: set[str] | None = None
+) -> tuple[Subset, HeldOut]:
+    """A split in two: what is left to train on, and --data.hold-out of it, class by class, the same for every seed;
+    what a smaller share holds out, a larger one does too."""
+    share = _HELD_OUT if data.hold_out is None else data.hold_out
+    if remembered is None:
+        order = generator(0, Purpose.SPLIT, 6).permutation(len(train))
+        rest, held = _by_class(train.labels(range(len(train))), order, round(share * len(train)))
+    else:
+        held = _numbers_of(remembered, train.contents().names, data)
+        rest, why = np.setdiff1d(np.arange(len(train)), held), "those that the run held out before"
+    if not len(held):
+        raise UserError(
+            f"--data.path {data.path}: images are to be held out of split {data.split} ({why}), and one a class leaves "
+            f"none; add images, or name a split to be measured on with --data.eval-split"
+        )
+    says = f"held out, class by class: {len(held):,} of the {len(train):,} images of split {data.split} ({why})"
+    return Subset(train, rest), HeldOut(train, held, says)
 
 
 def as_trained(data: Data, train: Images) -> Data:
@@ -130,10 +190,15 @@ def draw_labels(labels: np.ndarray, count: int, seed: int, draw: int = 0) -> np.
 def fifth_to_choose_by(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices, sorted, of four fifths of the training labels to fit on and of one to choose by, class by class; of each
     class one at least is to fit on, so that of one label a class none is left to choose by."""
-    order = generator(seed, Purpose.SPLIT, 3).permutation(len(labels))
+    return _by_class(labels, generator(seed, Purpose.SPLIT, 3).permutation(len(labels)), len(labels) // 5)
+
+
+def _by_class(labels: np.ndarray, order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices, sorted, of what is left and of `count` images (one at least) in equal shares of every class, chosen by
+    their `order`; of each class one at least is left."""
     turns, sizes = _turns(labels[order])
     ranked = order[np.argsort((turns + 0.5) / sizes + (turns + 1 == sizes), kind="stable")]
-    count = min(max(1, len(labels) // 5), len(labels) - len(np.unique(labels)))
+    count = min(max(1, count), len(labels) - len(np.unique(labels)))
     return np.sort(ranked[count:]), np.sort(ranked[:count])
 
 
@@ -191,7 +256,7 @@ def open_splits(
         held = (
             np.sort(shuffled[:count]) if remembered is None else _numbers_of(remembered, train.contents().names, data)
         )
-        evaluated: Images = Subset(train, held)
+        evaluated: Images = HeldOut(train, held, f"held out: {len(held):,} of the {len(train):,} images")
         indices = np.setdiff1d(indices, held)
     else:
         evaluated = at_most(_open(as_trained(data, train), eval_split, size), config.eval.images)

@@ -524,7 +524,7 @@ def test_no_accuracy_is_measured_on_the_images_that_are_learnt(tmp_path):
     as_classes(tmp_path / "train-0.parquet", [0, 1])
     with pytest.raises(UserError, match=r"--data.eval-split train is the split that is trained on, too"):
         open_labelled(LabelledData(path=str(tmp_path), eval_split="train"), (8, 8), seed=0)
-    with pytest.raises(UserError, match="no split test or validation to be measured on; put images into one"):
+    with pytest.raises(UserError, match=r"no split test or validation\), and one a class leaves none; add images, or"):
         open_labelled(LabelledData(path=str(tmp_path)), (8, 8), seed=0)
 
 
