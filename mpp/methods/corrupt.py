@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mpp.config.derived import num_corrupted
 from mpp.data.randomness import Numbers, Use
-from mpp.models.vit import gather
+from mpp.models.blocks import gather
 
 MaskShape = Literal["uniform", "blocks"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mpp.config.derived import cells_a_side, target_parts
 from mpp.methods.regressions import Hog, NormalisedPixels, Regression
-from mpp.models.vit import gather
+from mpp.models.blocks import gather
 
 
 class Target(Protocol):

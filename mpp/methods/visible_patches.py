@@ -27,8 +27,9 @@ from mpp.data.randomness import Numbers, Use
 from mpp.methods.corrupt import MaskShape, blocks
 from mpp.methods.patch_prediction import PatchPrediction
 from mpp.methods.targets import paint_patches
+from mpp.models.blocks import Block, Mlp, attend
 from mpp.models.positions import sincos_2d
-from mpp.models.vit import Block, Mlp, ViT, attend
+from mpp.models.vit import ViT
 from mpp.training.flops import flops_an_image
 
 _HEAD = 32  # width of a decoder's attention head

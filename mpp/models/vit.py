@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from mpp.config.derived import height_width
+from mpp.models.blocks import Block, gather
 from mpp.models.positions import RelativePositions, interpolate, sincos, sincos_2d
 from mpp.models.pretrained import Pretrained
 from mpp.models.sizes import refuse_no_counts, refuse_no_numbers, refuse_no_size, refuse_unknown
@@ -29,9 +29,6 @@ PosInit = Literal["normal", "sincos"]
 
 
 _MAX_DEPTH = 1000  # blocks: limits the building time for a configuration from elsewhere
-
-
-_MANY_ON_A_CPU = 1 << 24  # attention logits (64 MiB): storing more no longer pays
 
 
 VARIANTS: dict[str, dict[str, int]] = {
@@ -196,7 +193,7 @@ class ViT(
 
     def add_positions(self, embeddings: Tensor) -> Tensor:
         """Put [class] in front and add the position embeddings: (B, N, D) -> (B, 1 + N, D)."""
-        tokens = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
+        tokens = torch.cat([self.cls_token.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
         positions = self.positions()
         return self.pos_drop(tokens if positions is None else tokens + positions)
 
@@ -292,93 +289,6 @@ class ViT(
         if any(side < 1 or side % self.patch_size for side in img_size):
             raise ValueError(f"img_size {img_size} is not a multiple of patch_size {self.patch_size}")
         return img_size[0] // self.patch_size, img_size[1] // self.patch_size
-
-
-class Block(nn.Module):
-    """One pre-norm encoder block: x + MSA(LN(x)), then x + MLP(LN(x)). Shapes: (B, T, D) -> (B, T, D).
-
-    With `at` (B, K), it computes only these tokens, which attend to all tokens: -> (B, K, D).
-    """
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        dropout: float,
-        drop_path: float,
-        relative_grid: tuple[int, int] | None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.attn = Attention(embed_dim, num_heads, dropout, relative_grid)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.mlp = Mlp(embed_dim, round(mlp_ratio * embed_dim), dropout)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
-
-    def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
-        attended = self.attn(self.norm1(x), at)
-        x = (x if at is None else gather(x, at)) + self.drop_path(attended)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection to queries, keys and values. (B, T, D) -> (B, T, D)."""
-
-    def __init__(
-        self, embed_dim: int, num_heads: int, dropout: float, relative_grid: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.relative = None if relative_grid is None else RelativePositions(relative_grid, embed_dim // num_heads)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
-        """Every token, or only those `at` (B, K), attends to all tokens: (B, T, D) -> (B, T or K, D)."""
-        if at is None:
-            q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
-        else:
-            dim = x.shape[-1]
-            q = F.linear(gather(x, at), self.qkv.weight[:dim], self.qkv.bias[:dim])
-            q = rearrange(q, "b k (h d) -> b h k d", h=self.num_heads)
-            kv = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
-            k, v = rearrange(kv, "b t (two h d) -> two b h t d", two=2, h=self.num_heads)
-        bias = None if self.relative is None else self.relative(q, at)
-        x = attend(q, k, v, bias)
-        return self.drop(self.proj(rearrange(x, "b h t d -> b t (h d)")))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v, of queries (B, h, Q, d), keys and values (B, h, T, d) -> (B, h, Q, d).
-
-    Uses torch's fused attention, except for short sequences on a CPU: there, three separate steps take 0.9 of its time
-    in fp32 and 0.2 to 0.4 in bf16, because the fused bf16 backward pass does not use the chip's bf16 units.
-    """
-    logits_in_all = q.shape[:-1].numel() * k.shape[-2]  # B h Q T
-    if q.device.type != "cpu" or logits_in_all > _MANY_ON_A_CPU:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    logits = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b h t d -> b h d t")  # (B, h, Q, T)
-    return (logits if bias is None else logits + bias).softmax(-1) @ v
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between. (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, embed_dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden)
-        self.fc2 = nn.Linear(hidden, embed_dim)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
-
-
-def gather(tokens: Tensor, places: Tensor) -> Tensor:
-    """Take tokens by place: (B, T, D), (B, K) -> (B, K, D)."""
-    return tokens.gather(1, repeat(places, "b k -> b k d", d=tokens.shape[-1]))
 
 
 def pool_tokens(tokens: Tensor, pool: str) -> Tensor:

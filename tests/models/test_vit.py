@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import ViTConfig, ViTModel
 
+from mpp.models.blocks import Attention, attend
 from mpp.models.positions import RelativePositions
-from mpp.models.vit import VARIANTS, Attention, ViT, attend
+from mpp.models.vit import VARIANTS, ViT
 
 POS_EMBEDS = ["1d", "2d", "relative", "none"]
 TINY: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 8}
@@ -413,7 +414,7 @@ def test_relative_attention_equals_a_softmax_written_out() -> None:
 def test_attention_step_by_step_equals_torchs_in_one(
     tokens: tuple[int, int], biased: bool, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpp.models.vit._MANY_ON_A_CPU", many)
+    monkeypatch.setattr("mpp.models.blocks._MANY_ON_A_CPU", many)
     queries, keys = tokens
     q, k, v = (random_images(2, 3, n, 8).requires_grad_() for n in (queries, keys, keys))
     bias = random_images(2, 3, queries, keys) if biased else None
