@@ -24,6 +24,7 @@ from mpp.data.loader import eval_loader, no_draws
 from mpp.data.splits import at_most, draw_labels, fifth_to_choose_by
 from mpp.data.survey import noted
 from mpp.errors import UserError
+from mpp.evaluation.attentive import Tokens, attentive_probe
 from mpp.evaluation.intervals import interval_of, told_interval
 from mpp.evaluation.probes import (
     FEW_SHOT_PENALTY,
@@ -68,8 +69,8 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     test = at_most(test, config.probe.eval_images)
     classes = len(train.label_names or [])
     unreadable: dict[str, str] = {}
-    x, y = features_of(train, vit, layers, config, accelerator, unreadable)
-    test_x, test_y = features_of(test, vit, layers, config, accelerator, unreadable)
+    x, y, read = features_of(train, vit, layers, config, accelerator, unreadable)
+    test_x, test_y, test_read = features_of(test, vit, layers, config, accelerator, unreadable)
     unreadable = gather_dicts(accelerator, unreadable)
     if not accelerator.is_main_process:
         return {}
@@ -87,6 +88,15 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     result["eval/top1_interval"] = interval_of(result["eval/top1"], len(test_y))
     votes = knn(x[chosen], y, test_x[chosen], classes, config.probe.neighbours)
     result |= {"eval/knn_top1": top_k(votes, test_y), "unreadable_images": unreadable}
+    if config.probe.attentive:
+        workers = workers_of(config.data, accelerator)
+        tokens, test_tokens = (
+            Tokens(vit, images, indices, layers[chosen], accelerator, config.batch_size, workers)
+            for images, indices in ((train, read), (test, test_read))
+        )
+        found = attentive_probe(tokens, y, test_tokens, test_y, classes, vit.num_heads, config.seed)
+        result |= {"eval/attentive_top1": found.top1, "attentive_validation_top1": found.validation_top1}
+        result |= {"attentive_rate": found.rate, "attentive_penalty": found.penalty}
     result["seconds"] = round(time.perf_counter() - started, 1)
     output.mkdir(parents=True, exist_ok=True)
     write_toml(config, output / "config.toml")
@@ -123,8 +133,8 @@ def features_of(
     config: LinearProbe,
     accelerator: Accelerator,
     unreadable: dict[str, str],
-) -> tuple[list[Tensor], Tensor]:
-    """Features of each layer, (M, D), and the labels (M,), of a whole set."""
+) -> tuple[list[Tensor], Tensor, np.ndarray]:
+    """Features of each layer, (M, D), the labels (M,), and the images' indices (M,), of a whole set."""
     loader = eval_loader(
         images,
         vit.img_size,
@@ -140,7 +150,7 @@ def features_of(
     features, indices = extract(vit, batches, config.model.pool, layers, accelerator, total=len(images))
     refuse_too_many(len(images) - len(indices), len(images), config.data, left_out)
     unreadable |= left_out
-    return features, torch.from_numpy(images.labels(indices.tolist()))
+    return features, torch.from_numpy(images.labels(indices.tolist())), indices
 
 
 def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int) -> int:
@@ -208,6 +218,8 @@ def summary(config: LinearProbe, result: dict[str, Any], output: Path) -> str:
         f"  ridge regression       {result['eval/ridge_top1']:6.1%}   ({told('ridge_top1')})",
         f"  k-nearest neighbours   {result['eval/knn_top1']:6.1%}   ({told('knn_top1')})",
     ]
+    if config.probe.attentive:
+        lines.append(f"  attentive probe        {result['eval/attentive_top1']:6.1%}   ({told('attentive_top1')})")
     for shots in config.probe.shots:
         name = f"eval/few_shot_{shots}_top1"
         if name in result:

@@ -228,7 +228,10 @@ def probe_findings(probes: dict[tuple[str, int], Piece]) -> Iterator[Finding]:
             "top1": "logistic regression",
             "ridge_top1": "ridge regression",
             "knn_top1": "k-NN",
+            "attentive_top1": "attentive probe",
         }.items():
+            if f"eval/{name}" not in result:  # --probe.attentive is off
+                continue
             yield Finding(arm, title, labels, seed, result[f"eval/{name}"])
         for name, value in result.items():
             if name.startswith("eval/few_shot") and name.endswith("_top1"):

@@ -71,7 +71,7 @@ class Pretrain(Training, Pretraining):
 
 @dataclass
 class LinearProbe(Place, Seeded):
-    """Measure a backbone by its frozen features: logistic regression, few-shot ridge regression and k-NN.
+    """Measure a backbone by its frozen features: logistic regression, few-shot ridge regression, k-NN, attention.
 
     Features are extracted once. The labels of the evaluation split are used once, at the end. Example:
 

@@ -260,6 +260,9 @@ class Probe:
     """Labels a class for the few-shot probe; numbers that are too many are left out."""
     draws: Count = 5  # Draws of these labels; the mean and the deviation over draws are reported.
     neighbours: Count = 20  # k of the k-NN classifier.
+    attentive: bool = False
+    """Train an attentive probe, too: a learnt query over the frozen patch tokens (eval/attentive_top1). It takes longer
+    than all others together; tokens of more than 2 GiB are computed anew in each pass over the images."""
     eval_images: Count | None = None  # How many images to measure on, at most. Default: all.
 
 

@@ -172,6 +172,7 @@ def test_the_command_judges_a_backbone_and_writes_its_result(backbone, tmp_path,
 
 def test_two_processes_find_exactly_what_one_finds(backbone, tmp_path):
     options = ["--init", str(backbone), *OPTIONS, "--data.split", "test", "--data.eval-split", "validation"]
+    options.append("--probe.attentive")
     one_and_two_processes(main, "recipes/linear_probe.py", tmp_path, lambda _: options)
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert one["eval_images"] == 10_000
