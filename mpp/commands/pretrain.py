@@ -14,6 +14,7 @@ from mpp.data.identity import held_out_before, keep
 from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
 from mpp.data.survey import noted
+from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.masked_patches import MaskedPatches
 from mpp.methods.patch_prediction import PatchPrediction, not_measurable
 from mpp.methods.visible_patches import VisiblePatches
@@ -95,9 +96,7 @@ def closing_summary(config: Pretrain, job: PatchPrediction, output: Path, outcom
     ]
     if why := not_measurable(majority):
         lines[1:] = [f"  not measurable: {why}"]
-    if config.eval.probe:
-        ridge, knn = m.get("eval/probe_top1", 0), m.get("eval/knn_top1", 0)
-        lines.append(f"Frozen features on {config.eval.probe}: accuracy {ridge:.1%} by ridge, {knn:.1%} by k-NN.")
+    lines += QuickProbe.closing_lines(config, m)
     if outcome.unreadable:
         total = None if job.data.count is None else job.data.count + len(job.eval_images)
         lines.append(unreadable_line(outcome.unreadable, total, config.data.path))

@@ -15,6 +15,7 @@ from mpp.data.identity import held_out_before, keep
 from mpp.data.images import bands_of
 from mpp.data.splits import open_labelled
 from mpp.data.survey import noted
+from mpp.evaluation.quick_probe import QuickProbe
 from mpp.models.backbones import build_vit
 from mpp.run.command import spelled
 from mpp.run.folder import finish, prepared_output
@@ -44,7 +45,8 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
     if accelerator.is_main_process:
         result = write_result(job, "supervised", output, outcome) | {"data": data}
         result = finish(output, config, result)
-        then = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
+        next_line = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
+        then = "\n".join([*QuickProbe.closing_lines(config, outcome.metrics), next_line])
         print(
             closing_summary(
                 result, config.data.path, output, f"After {outcome.step:,} steps with {result['labels']:,} labels", then

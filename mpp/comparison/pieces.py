@@ -19,7 +19,7 @@ from mpp.commands.supervised import run_supervised
 from mpp.config.command_line import options_of
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
 from mpp.config.derived import height_width
-from mpp.config.options import Eval, LabelledAugment, LabelledData, LabelledTrain, PooledModel
+from mpp.config.options import LabelledAugment, LabelledData, LabelledTrain, PooledModel, ProbedEval
 from mpp.data.identity import Identity
 from mpp.data.splits import open_labelled, open_splits
 from mpp.errors import UserError
@@ -146,7 +146,7 @@ def supervised_piece(config: Compare, output: Path) -> Piece:
         augment=options_of(LabelledAugment, from_mpp.augment),
         optim=from_mpp.optim,
         train=options_of(LabelledTrain, from_mpp.train),
-        eval=options_of(Eval, from_mpp.eval),
+        eval=options_of(ProbedEval, from_mpp.eval),
         seed=from_mpp.seed,
         output=str(folder),
         resume=True,

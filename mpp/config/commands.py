@@ -22,6 +22,7 @@ from mpp.config.options import (
     PretrainData,
     PretrainEval,
     Probe,
+    ProbedEval,
     Seeded,
     Source,
     Train,
@@ -102,7 +103,7 @@ class Supervised(Training):
     augment: LabelledAugment = but(LabelledAugment)
     optim: Optim = but(Optim)
     train: LabelledTrain = but(LabelledTrain, steps=800, batch_size=128, log_every=10)
-    eval: Eval = but(Eval, images=None)
+    eval: ProbedEval = but(ProbedEval, images=None)
 
 
 @dataclass

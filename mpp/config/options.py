@@ -240,14 +240,20 @@ class Eval:
 
 
 @dataclass
-class PretrainEval(Eval):
+class ProbedEval(Eval):
     """Evaluation on held-out images while training."""
 
-    pictures: Harmless[Whole] = 8  # How many images to picture: input, corrupted, predicted colours, true colours.
     probe: str | None = None
     """A labelled set (as --data.path) on which every evaluation measures frozen features: ridge regression and k-NN."""
     probe_label_column: str | None = None
     """Its label column. Needed only if several could be meant; for `shapes`: shape, colour, count or place."""
+
+
+@dataclass
+class PretrainEval(ProbedEval):
+    """Evaluation on held-out images while training."""
+
+    pictures: Harmless[Whole] = 8  # How many images to picture: input, corrupted, predicted colours, true colours.
 
 
 @dataclass

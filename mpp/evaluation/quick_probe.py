@@ -1,15 +1,16 @@
-"""Probe frozen features at every evaluation of a pretraining run, on few images so that it costs little time."""
+"""Probe frozen features at every evaluation of a pretraining, on few images so that it costs little time."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mpp.config.commands import Pretrain
+from mpp.config.commands import Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
 from mpp.data.bands import Bands
@@ -27,7 +28,16 @@ FIT, MEASURE = 400, 800  # images: 2 seconds of the nano model on two CPU cores
 class QuickProbe:
     """Decodes a few labelled images of --eval.probe once; each call probes the current features on them."""
 
-    def __init__(self, config: Pretrain, accelerator: Accelerator, unreadable: dict[str, str], bands: Bands) -> None:
+    @classmethod
+    def asked_for(
+        cls, config: Pretrain | Supervised, accelerator: Accelerator, unreadable: dict[str, str], bands: Bands
+    ) -> Callable[[ViT], dict[str, float]]:
+        """The probe, or what finds nothing without --eval.probe."""
+        return cls(config, accelerator, unreadable, bands) if config.eval.probe else lambda vit: {}
+
+    def __init__(
+        self, config: Pretrain | Supervised, accelerator: Accelerator, unreadable: dict[str, str], bands: Bands
+    ) -> None:
         self.config, self.accelerator = config, accelerator
         data = LabelledData(path=config.eval.probe or "", label_column=config.eval.probe_label_column)
         data.channels, data.range = bands.channels, bands.range
@@ -50,6 +60,14 @@ class QuickProbe:
             "knn_top1": top_k(votes, self.test_labels),
             "effective_rank": effective_rank(test_x),
         }
+
+    @staticmethod
+    def closing_lines(config: Pretrain | Supervised, metrics: dict[str, float]) -> list[str]:
+        """What a run says last of its features, if they were probed."""
+        if not config.eval.probe:
+            return []
+        ridge, knn = metrics["eval/probe_top1"], metrics["eval/knn_top1"]
+        return [f"Frozen features on {config.eval.probe}: accuracy {ridge:.1%} by ridge regression, {knn:.1%} by k-NN."]
 
     def _decoded(self, images: Images, unreadable: dict[str, str]) -> tuple[Tensor, Tensor]:
         loader = eval_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from mpp.config.options import Data, LabelledAugment
 from mpp.data.augment import View, mixed, normalise
 from mpp.data.bands import counted
 from mpp.data.batches import readable, refuse_too_many
-from mpp.data.images import Images
+from mpp.data.images import Images, bands_of
 from mpp.data.loader import Batch, Share, eval_loader, no_draws
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.classes import class_name
@@ -24,6 +24,7 @@ from mpp.data.training_set import IndexedSet, Reading
 from mpp.errors import UserError
 from mpp.evaluation.calibration import best_temperature, scores_of
 from mpp.evaluation.predictions import Predictions, predict
+from mpp.evaluation.quick_probe import QuickProbe
 from mpp.figures.confusion import paint_confusion
 from mpp.models.backbones import load_exported
 from mpp.models.pretrained import Pretrained
@@ -135,6 +136,9 @@ class Classify:
             labels=True,
         )
         self.data = IndexedSet(train, reading)
+        self.probe: Callable[[ViT], dict[str, float]] = lambda vit: {}
+        if isinstance(config, Supervised):
+            self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands_of(train))
 
     def flops_an_image(self) -> int:
         return flops_an_image(self.model)
@@ -157,7 +161,7 @@ class Classify:
         self.predictions = predict_set(
             cast(Classifier, model), self.eval_images, c.data, c.eval.batch_size, self.accelerator, self.unreadable
         )
-        return self.predictions.metrics()
+        return self.probe(cast(Classifier, model).vit) | self.predictions.metrics()
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
         return paint_confusion(self.predictions.confusion, self.model.classes) if self.predictions else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class PatchPrediction(ABC):
         self.model, self.draw = self.build(config, vit, self.target.num_outputs)
         self.unreadable: dict[str, str] = {}
         self.measured = 0  # held-out images that could be read
-        self.probe = QuickProbe(config, accelerator, self.unreadable, bands) if config.eval.probe else None
+        self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands)
         self.workers = workers_of(config.data, accelerator)
         a = config.augment
         self.pin_memory = accelerator.device.type == "cuda"
@@ -184,8 +184,7 @@ class PatchPrediction(ABC):
         every = len(self.eval_images)
         refuse_too_many(every - self.measured, every, self.config.data, self.unreadable, "held-out images")
         loss, accuracy, neighbours = (sums[:3] / sums[3]).tolist()
-        probed = self.probe(model.vit) if self.probe else {}  # type: ignore[arg-type]
-        return probed | {
+        return self.probe(cast(ViT, model.vit)) | {
             "loss": loss,
             "bin_accuracy": accuracy,
             "baseline_majority": (counts.amax(-1).sum() / counts.sum()).item(),

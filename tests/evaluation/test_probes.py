@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from mpp.config.options import LabelledData
+from mpp.console import command
 from mpp.data.sources.shapes import SPLITS
 from mpp.data.splits import draw_labels, fifth_to_choose_by, open_labelled
 from mpp.errors import UserError
@@ -26,8 +27,9 @@ from mpp.evaluation.probes import (
     ridge,
     top_k,
 )
+from mpp.run.folder import read_metrics
 from recipes.linear_probe import main
-from tests.helpers import one_and_two_processes, pretrain, reset_accelerate
+from tests.helpers import SMALL, one_and_two_processes, pretrain, reset_accelerate
 
 
 def features(count: int = 1500, dim: int = 20, classes: int = 5) -> tuple[torch.Tensor, ...]:
@@ -203,9 +205,15 @@ def test_a_backbone_that_does_not_exist_is_said_in_one_line(init):
         main(["--init", init])
 
 
-def test_features_are_judged_while_pretraining(tmp_path, capsys):
-
-    lines = pretrain(tmp_path / "run", "--eval.probe", "shapes", "--eval.probe-label-column", "colour")
+@pytest.mark.parametrize("how", ["without labels", "with labels"])
+def test_features_are_judged_while_pretraining(tmp_path, capsys, how):
+    probe = ["--eval.probe", "shapes", "--eval.probe-label-column", "colour"]
+    if how == "without labels":
+        pretrain(tmp_path / "run", *probe)
+    else:
+        reset_accelerate()
+        command("supervised")([*SMALL, *probe, "--output", str(tmp_path / "run")])
+    lines = read_metrics(tmp_path / "run")
     judged = [line for line in lines if "eval/probe_top1" in line]
     assert [line["step"] for line in judged] == [3, 6]
     for line in judged:
