@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpp.commands.cards import push_to_hub as push_to_hub
     from mpp.data.images import load_images as load_images
     from mpp.methods.classify import Classifier as Classifier
     from mpp.methods.corrupt import Corruption as Corruption
@@ -25,6 +26,7 @@ _HOMES = {
     "draw_corruption": "methods.corrupt",
     "make_target": "methods.targets",
     "load_images": "data.images",
+    "push_to_hub": "commands.cards",
 }
 _COMMANDS = ("supervised", "finetune", "probe", "compare", "predict", "embed")
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "push_to_hub",
     "supervised",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import warnings
@@ -26,6 +27,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """A message of ours on one line, in which nothing steers the terminal."""
     return printable(" ".join(text.splitlines()))
+
+
+def escaped(text: str) -> str:
+    """A text as it reads in Markdown: no HTML, link, picture, code or cell begins in the name of a class or a file."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from mpp.commands.cards import write_cards
 from mpp.commands.downstream import as_taken_by, new_to, open_downstream
 from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.command_line import write_toml
@@ -74,6 +75,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         result |= {"init_sha256": outcome.init_sha256, "data": data}
         result |= calibration | {"lr": config.optim.lr} | ({"lr_grid_top1": grid} if grid else {})
         result = finish(output, config, result)
+        write_cards(output, config, result)
         if config.export_predictions and job.predictions:
             export(job.predictions, job.eval_images, job.model.classes, config.export_predictions, config.overwrite)
         title = f"{config.init} fine-tuned for {outcome.step:,} steps with {result['labels']:,} labels"

@@ -95,6 +95,7 @@ def write_result(job: Classify, command: str, output: Path, outcome: Outcome) ->
         "step": outcome.step,
         "images_seen": outcome.step * job.config.train.batch_size,
         "seconds": round(outcome.seconds, 1),
+        "flops": outcome.flops,
         "labels": outcome.images,
         "classes": len(model.classes),
         "eval_images": (measured := len(job.predictions.index)),

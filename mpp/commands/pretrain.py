@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from mpp.commands.cards import write_cards
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width, target_parts
 from mpp.data.identity import held_out_before, keep
@@ -49,6 +50,7 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     if accelerator.is_main_process:
         result = write_result(job, config, output, outcome) | {"data": data}
         result = finish(output, config, result)
+        write_cards(output, config, result)
         print(closing_summary(config, job, output, outcome))
         return result
     return dict(outcome.metrics)
@@ -65,6 +67,7 @@ def write_result(job: PatchPrediction, config: Pretrain, output: Path, outcome: 
             "step": outcome.step,
             "images_seen": outcome.step * config.train.batch_size,
             "seconds": round(outcome.seconds, 1),
+            "flops": outcome.flops,
             "train_images": outcome.images,
             "eval_images": job.measured,
             "method": config.method,

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from mpp.commands.cards import write_cards
 from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen
@@ -45,6 +46,7 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
     if accelerator.is_main_process:
         result = write_result(job, "supervised", output, outcome) | {"data": data}
         result = finish(output, config, result)
+        write_cards(output, config, result)
         next_line = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
         then = "\n".join([*QuickProbe.closing_lines(config, outcome.metrics), next_line])
         print(

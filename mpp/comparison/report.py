@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import html
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain
 from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval, points, verdict
 from mpp.config.commands import Compare
-from mpp.errors import printable
+from mpp.errors import escaped, printable
 from mpp.files import csv_cell, write_whole
 
 PAPER = (
@@ -212,11 +211,6 @@ def as_markdown(blocks: list[Block], folder: Path, to: Callable[[str], str] = pr
             lines.append({"h1": "# ", "h2": "## "}.get(kind, "") + to(content))
         lines.append("")
     return "\n".join(lines)
-
-
-def escaped(text: str) -> str:
-    """A text as it reads in Markdown: no HTML, link, picture, code or cell begins in the name of a class or a file."""
-    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def as_html(blocks: list[Block]) -> str:

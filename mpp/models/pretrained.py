@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
@@ -20,6 +20,9 @@ from mpp.models.foreign import WAY_OUT, whose
 from mpp.models.sizes import refuse_beyond_use
 
 _LONGEST_CONFIG = 16 << 20  # bytes: twenty times those of ImageNet-21k's classes
+
+
+_LONGEST_CARD = 1 << 20  # bytes
 
 
 _MOST_BESIDE = 256 << 20  # bytes: 24 blocks with relative positions of 32 x 32 patches take 192 MiB
@@ -37,7 +40,11 @@ class Pretrained(PyTorchModelHubMixin):
             short = file.stat().st_size <= _LONGEST_CONFIG
             if not (short and isinstance(json.loads(file.read_text(encoding="utf-8")), dict)):
                 raise ValueError(f"{CONFIG_NAME} is no JSON object of at most {_LONGEST_CONFIG >> 20} MiB")
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
+        model = super().from_pretrained(pretrained_model_name_or_path, **options)
+        card = file.with_name("README.md")
+        if card.is_file() and card.stat().st_size <= _LONGEST_CARD:
+            model.card = card.read_text(encoding="utf-8", errors="replace")
+        return model
 
     @classmethod
     def _from_pretrained(
@@ -71,6 +78,16 @@ class Pretrained(PyTorchModelHubMixin):
             raise ValueError(f"{broken} in {file.name} holds values that are not finite (NaN or infinite)")
         return model
 
+    card: str | None = None  # README.md of the folder that it was loaded from
+
+    def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
+        """The card that lay beside the weights, or one that says how to load them."""
+        if self.card:
+            return ModelCard(self.card, ignore_metadata_errors=True)
+        name, info = type(self).__name__, self._hub_mixin_info.model_card_data
+        text = f'```python\nfrom mpp import {name}\n\nmodel = {name}.from_pretrained("FOLDER_OR_HUB_ID")\n```\n'
+        return ModelCard(as_card(text, None, info.tags or []))
+
     @classmethod
     def refuse_odd(cls, arguments: dict[str, Any]) -> None:
         """Raise ValueError for arguments from config.json that no model of ours writes."""
@@ -78,6 +95,14 @@ class Pretrained(PyTorchModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:  # the mixin's hook for subclasses
         super()._save_pretrained(save_directory)
         ordinary_modes(save_directory)
+
+
+def as_card(text: str, pipeline: str | None, tags: list[str]) -> str:
+    """A model card, README.md on the hub: what its search reads, then the text."""
+    data = ModelCardData(
+        library_name="masked-patch-pretraining", license="apache-2.0", pipeline_tag=pipeline, tags=sorted(set(tags))
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

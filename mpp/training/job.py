@@ -50,4 +50,5 @@ class Outcome:
     model: nn.Module  # with the weights that were evaluated: the last, or their running mean
     images: int | None  # of the training set, without those that could not be read; None for a stream
     unreadable: dict[str, str] = field(default_factory=dict)  # images left out: where -> why
+    flops: int = 0  # floating-point operations of the training, forward and backward
     init_sha256: str | None = None  # of the weights that --init named when the run began

@@ -104,7 +104,9 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     feed.judge(unreadable, gather_dicts(accelerator, {accelerator.process_index: (feed.bad, feed.read)}).values())
     used = None if job.data.count is None else job.data.count - len(unreadable)
     unreadable |= gather_dicts(accelerator, job.unreadable)
-    return Outcome(progress.step, progress.metrics, seconds, learner.evaluated(), used, unreadable, start.init_sha256)
+    flops *= progress.step * options.batch_size
+    trained = learner.evaluated()
+    return Outcome(progress.step, progress.metrics, seconds, trained, used, unreadable, flops, start.init_sha256)
 
 
 def what_is_done(step: int, share: Share) -> str:
