@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from mpp.commands.pretrain import METHODS
+from mpp.comparison.equal import flops_of
 from mpp.comparison.report import Cost
 from mpp.config.command_line import parse
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.methods.classify import Classifier
-from mpp.methods.targets import make_target
 from mpp.models.backbones import build_vit, load_backbone
 from mpp.models.vit import ViT
 from mpp.run.machine import in_precision
@@ -49,8 +50,16 @@ def estimate(options: Pretrain | Supervised | LinearProbe | FineTune, train: flo
     if isinstance(options, LinearProbe):
         return 5 + ((options.probe.eval_images or _UNKNOWN) + (options.data.labels or _UNKNOWN)) * forward
     evaluations = -(-options.train.steps // options.eval.every) * (options.eval.images or _UNKNOWN)
-    once = 1 + options.train.steps * options.train.batch_size * train + evaluations * forward
+    once = 1 + options.train.steps * options.train.batch_size * train * share_of_plain(options) + evaluations * forward
     return once * (1 + len(getattr(options.optim, "lr_grid", ())))
+
+
+def share_of_plain(options: Pretrain | Supervised | FineTune) -> float:
+    """The arithmetic of training on one image over that of the bare encoder, which the speed is measured with."""
+    if not isinstance(options, Pretrain):
+        return 1.0
+    vit = build_vit(options.model, options.data.channels or 3)
+    return flops_of(options, vit) / flops_an_image(Classifier(vit, [""]))
 
 
 def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[float, float]:
@@ -69,8 +78,10 @@ def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[fl
     return min(seconds(True), seconds(True)), min(seconds(False), seconds(False))
 
 
-def cost_of(arm: str, init: str, config: Compare, classes: int, channels: int) -> Cost:
-    """Cost of an arm: its pretraining, if its run recorded it, and one fine-tuning with all learning rate trials."""
+def cost_of(arm: str, inits: Sequence[str], config: Compare, classes: int, channels: int) -> Cost:
+    """Cost of an arm: one pretraining (seconds: the mean over its seeds), if its run recorded it, and one fine-tuning
+    with all learning rate trials."""
+    init = inits[0]
     vit = build_vit(config.pretrain.model, channels) if init == "scratch" else load_backbone(init)
     vit.resize(height_width(config.finetune.model.img_size or vit.img_size))
     runs = 1 + len(config.finetune.optim.lr_grid)
@@ -78,11 +89,11 @@ def cost_of(arm: str, init: str, config: Compare, classes: int, channels: int) -
     flops = tuned * flops_an_image(Classifier(vit, [""] * classes))
     if init == "scratch":
         return Cost(arm, 0, None, None, tuned, flops)
-    run = _pretraining_of(Path(init))
-    if run is None:
+    found = [run for init in inits if (run := _pretraining_of(Path(init)))]
+    if not found:
         return Cost(arm, None, None, None, tuned, flops)
-    images, seconds, each = run
-    return Cost(arm, images, seconds, images * each, tuned, flops)
+    images, _, each = found[0]
+    return Cost(arm, images, statistics.fmean(run[1] for run in found), images * each, tuned, flops)
 
 
 def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
@@ -90,15 +101,8 @@ def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
     if not ((folder / "result.json").exists() and (folder / "config.toml").exists()):
         return None
     run = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    file = ["--config", str(folder / "config.toml")]
-    if run.get("command") == "pretrain":
-        options = parse(Pretrain, file)
-        vit = load_backbone(str(folder))
-        target = make_target(options.data.target, vit.patch_size, options.data.bits, vit.in_chans)
-        method = METHODS[options.method]
-        flops = method.flops_of(options, method.build(options, vit, target.num_outputs)[0])
-    elif run.get("command") == "supervised":
-        flops = flops_an_image(Classifier(load_backbone(str(folder)), [""] * run["classes"], head="mlp"))
-    else:
+    kinds: dict[str, type[Pretrain | Supervised]] = {"pretrain": Pretrain, "supervised": Supervised}
+    if (kind := kinds.get(run.get("command"))) is None:
         return None
-    return run["images_seen"], run["seconds"], flops
+    options = parse(kind, ["--config", str(folder / "config.toml")])
+    return run["images_seen"], run["seconds"], flops_of(options, load_backbone(str(folder)), run.get("classes"))

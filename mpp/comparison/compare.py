@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,27 @@ from accelerate.utils import broadcast_object_list
 from mpp.commands.downstream import as_taken_by
 from mpp.commands.labelled import tell_classes
 from mpp.commands.linear_probe import probe_layers, refuse_more_shots_than_images
+from mpp.comparison.arms import (
+    Arm,
+    arms_of,
+    is_preset,
+    pretrain_seeds,
+    shape_of,
+    sources,
+    trained_here,
+    with_identity,
+)
 from mpp.comparison.budget import cost_of, plan
-from mpp.comparison.pieces import Arm, Piece, arms_of, finetune_piece, probe_piece, run_piece, with_identity
+from mpp.comparison.equal import with_equal_compute
+from mpp.comparison.pieces import Piece, finetune_piece, probe_piece, run_piece
 from mpp.comparison.report import Comparison, write_report
-from mpp.comparison.statistics import Finding
+from mpp.comparison.statistics import FINE_TUNED, Finding
 from mpp.config.checks import texts
 from mpp.config.command_line import options_of, parse, write_toml
 from mpp.config.commands import Compare, Pretrain, Pretraining, Supervised
 from mpp.config.derived import height_width
-from mpp.config.options import LabelledData, Model
+from mpp.config.options import LabelledData
+from mpp.config.presets import read_toml
 from mpp.data.identity import Identity
 from mpp.data.images import Images, bands_of
 from mpp.data.loader import share_of
@@ -42,40 +55,83 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
         images, measured = open_downstream(config)
     tell_classes(options_of(LabelledData, config.data), images, measured, accelerator)
     config = noted(dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images))), images)
-    counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
-    arms = arms_of(config, output)
-    check_ahead(config, arms, accelerator)
-    looked = None
+    check_ahead(config, arms_of(config, trained_here(config), output), accelerator)
+    trained = with_equal_compute(config, trained_here(config), output, accelerator)
+    work = None
     if accelerator.is_main_process:  # one process looks at the images
-        looked = [with_identity(arm) for arm in arms], Identity.of(images, measured, labels=True)
-    arms, data = broadcast_object_list([looked])[0]
-    probes = {(arm.name, seed): probe_piece(config, arm, seed, output, data) for arm in arms for seed in config.seeds}
-    tunings = {
-        (arm.name, labels, seed): finetune_piece(config, arm, labels, seed, output, data)
-        for labels in counts
-        for seed in config.seeds
-        for arm in arms
-    }
-    pieces = [arm.pretraining for arm in arms if arm.pretraining] + [*probes.values(), *tunings.values()]
-    for piece in (piece for piece in pieces if not piece.changes):
+        arms = [with_identity(arm) for arm in arms_of(config, trained, output)]
+        work = Work.of(config, arms, output, len(images), Identity.of(images, measured, labels=True))
+    work = broadcast_object_list([work])[0]
+    assert isinstance(work, Work)
+    for piece in (piece for piece in work.pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
     if accelerator.is_main_process:
-        print(plan(config, [(piece.title, piece.config, piece.done) for piece in pieces], accelerator))
+        print(plan(config, [(piece.title, piece.config, piece.done) for piece in work.pieces], accelerator))
     if config.dry_run:
         return None
     with claimed(output, accelerator):
         try:
             if accelerator.is_main_process:
                 write_toml(config, output / "config.toml")
-            do_what_is_missing(pieces, accelerator)
+            do_what_is_missing(work.pieces, accelerator)
             if accelerator.is_main_process:
-                found = collect(config, arms, probes, tunings, images)
-                print(write_report(output, found))
+                print(write_report(output, collect(config, work, images)))
             accelerator.wait_for_everyone()
         except Stopped as stop:
             stop.way_on = f"the comparison goes on with: --config {output / 'config.toml'} --output {output}"
             raise
     return output
+
+
+@dataclass(frozen=True)
+class Work:
+    """All runs of a comparison."""
+
+    arms: list[Arm]
+    probes: dict[tuple[str, int], Piece]  # (arm, seed)
+    tunings: dict[tuple[str, int, int], Piece]  # (arm, labels, seed)
+    pretrain_seed: dict[int, int]  # of a downstream seed
+
+    @classmethod
+    def of(cls, config: Compare, arms: list[Arm], output: Path, most: int, images: Identity) -> Work:
+        """The runs that options ask for; `most` is how many labels there are.
+
+        Each pretraining seed has downstream seeds of its own, so that its results are independent of the others'.
+        """
+        counts = sorted({most if labels == "all" else int(labels) for labels in config.labels})
+        each = max(config.seeds) + 1
+        seeds = [(k, seed, seed + k * each) for k in range(len(pretrain_seeds(config))) for seed in config.seeds]
+        starts = {arm.name: arm.starts() for arm in arms}
+        return cls(
+            arms=arms,
+            probes={
+                (arm, seed): probe_piece(config, starts[arm][k], seed, output, images)
+                for arm in starts
+                for k, _, seed in seeds
+            },
+            tunings={
+                (arm, labels, seed): finetune_piece(config, starts[arm][k], labels, seed, output, images)
+                for labels in counts
+                for k, _, seed in seeds
+                for arm in starts
+            },
+            pretrain_seed={seed: pretrain_seeds(config)[k] for k, _, seed in seeds},
+        )
+
+    @staticmethod
+    def trained(arm: Arm) -> Pretrain | Supervised:
+        """The options of an arm that is pretrained here."""
+        config = arm.pretrainings[0].config
+        assert isinstance(config, Pretrain | Supervised)
+        return config
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """All runs, in the order in which they are made."""
+        return [piece for arm in self.arms for piece in arm.pretrainings] + [
+            *self.probes.values(),
+            *self.tunings.values(),
+        ]
 
 
 def do_what_is_missing(pieces: list[Piece], accelerator: Accelerator) -> None:
@@ -88,32 +144,30 @@ def do_what_is_missing(pieces: list[Piece], accelerator: Accelerator) -> None:
             piece.begin()
         accelerator.wait_for_everyone()
         accelerator.print(f"\n[{number}/{len(pieces)}] {piece.title}")
-        run_piece(piece, accelerator)
+        run_piece(piece.config, accelerator)
         accelerator.wait_for_everyone()
 
 
-def collect(
-    config: Compare,
-    arms: list[Arm],
-    probes: dict[tuple[str, int], Piece],
-    tunings: dict[tuple[str, int, int], Piece],
-    images: Images,
-) -> Comparison:
+def collect(config: Compare, work: Work, images: Images) -> Comparison:
     """What all pieces found."""
     classes, channels = len(images.label_names or []), bands_of(images).channels or 3
-    most = max(labels for _, labels, _ in tunings)
-    last = {arm.name: tunings[arm.name, most, config.seeds[0]] for arm in arms}
-    layers = {arm.name: {probes[arm.name, seed].result()["layer"] for seed in config.seeds} for arm in arms}
+    names = [arm.name for arm in work.arms]
+    most = max((labels for _, labels, _ in work.tunings), default=0)
+    last = {name: work.tunings[name, most, config.seeds[0]] for name in names if most}
+    layers: dict[str, set[int]] = {name: set() for name in names}
+    for (name, _), piece in work.probes.items():
+        layers[name].add(piece.result()["layer"])
     return Comparison(
         config=config,
         classes=classes,
-        arms=[arm.name for arm in arms],
-        findings=[*probe_findings(probes), *tuning_findings(tunings)],
-        costs=[cost_of(arm.name, arm.init, config, classes, channels) for arm in arms],
-        curves={key: learning_curve(piece) for key, piece in tunings.items()},
+        arms=names,
+        findings=[*probe_findings(work), *tuning_findings(work)],
+        costs=[cost_of(arm.name, arm.inits, config, classes, channels) for arm in work.arms],
+        curves={key: learning_curve(piece) for key, piece in work.tunings.items()},
+        qualities={arm.name: [quality_curve(Path(init)) for init in dict.fromkeys(arm.inits)] for arm in work.arms},
         details={name: (piece.folder, piece.result()["per_class_top1"]) for name, piece in last.items()},
         layers={name: ", ".join(map(str, sorted(numbers))) for name, numbers in layers.items()},
-        trained_here=[arm.name for arm in arms if arm.pretraining],
+        trained_here={arm.name: work.trained(arm) for arm in work.arms if arm.pretrainings},
     )
 
 
@@ -140,33 +194,37 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
     """Raise UserError now for what would otherwise end the comparison after hours."""
     typed = texts(config)
     precisions = config.pretrain.train.precision, config.finetune.train.precision
-    if any(arm.pretraining for arm in arms) and precisions[0] != precisions[1]:
+    if any(arm.pretrainings for arm in arms) and precisions[0] != precisions[1]:
         raise UserError(
             f"--pretrain.train.precision {precisions[0]} and --finetune.train.precision {precisions[1]} must be the "
             f"same where an arm is pretrained here"
         )
+    option = dict.fromkeys((arm.name for arm in arms), "--arms" if config.arms else "--others")
+    if not config.arms:
+        option |= {"MPP": "--mpp", "supervised": "--supervised"}
     for arm in arms:
-        if arm.pretraining or arm.init == "scratch":
-            vit = build_vit(config.pretrain.model)
-        else:
-            with renamed("--init", {"MPP": "--mpp", "supervised": "--supervised"}.get(arm.name, "--others"), typed):
-                vit = load_backbone(arm.init)
-                with as_taken_by(vit, arm.init, options_of(LabelledData, config.data)) as data:
-                    open_fitted(data, vit.img_size, seed=0)
-        with renamed("--model", "--finetune.model", typed):
-            fitted(vit, config.finetune.model.img_size)
-        probe_layers(config.probe.layer, vit.depth)
-        if arm.pretraining and isinstance(supervised := arm.pretraining.config, Supervised):
+        for init in dict.fromkeys(arm.inits):
+            if init == "scratch" or arm.pretrainings:
+                shape = arm.pretrainings[0].config if arm.pretrainings else config.pretrain
+                vit = build_vit(shape.model)
+            else:
+                with renamed("--init", option[arm.name], typed):
+                    vit = load_backbone(init)
+                    with as_taken_by(vit, init, options_of(LabelledData, config.data)) as data:
+                        open_fitted(data, vit.img_size, seed=0)
+            with renamed("--model", "--finetune.model", typed):
+                fitted(vit, config.finetune.model.img_size)
+            probe_layers(config.probe.layer, vit.depth)
+        if arm.pretrainings and isinstance(supervised := arm.pretrainings[0].config, Supervised):
             try:
                 with renamed("--data", "--pretrain.data", typed):
                     open_labelled(supervised.data, height_width(supervised.model.img_size), seed=0)
             except UserError as error:
-                raise UserError(
-                    f"the supervised arm cannot be trained: {error}; --supervised none leaves it out"
-                ) from error
+                way_out = "leave it out of --arms" if config.arms else "--supervised none leaves it out"
+                raise UserError(f"the supervised arm cannot be trained: {error}; {way_out}") from error
     with renamed("--model", "--finetune.model", typed):
         refuse_shape_options("a backbone that is fine-tuned", config.finetune.model)
-    if any(arm.pretraining for arm in arms):
+    if any(arm.pretrainings for arm in arms):
         with renamed("--", "--pretrain.", typed):
             share_of(config.pretrain.train, accelerator)
     with renamed("--", "--finetune.", typed):
@@ -181,33 +239,43 @@ def adopted(config: Compare) -> Compare:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, label_column="count"))
     if config.supervised not in (None, "none") and not config.mpp:
         raise UserError("--supervised is compared with masked patch prediction: name its run, too, with --mpp")
-    if not config.mpp:
+    init, option = given_run(config)
+    if not init:
         return config
-    if not (file := Path(config.mpp) / "config.toml").exists():
-        if config.supervised is None:
+    if not (file := Path(init) / "config.toml").exists():
+        if "" in sources(config).values():
             raise UserError(
-                f"--mpp {config.mpp} is no run, so its budget is not known to train a supervised arm with: name one "
+                f"{option} {init} is no run, so its budget is not known to train a supervised arm with: name one "
                 f"with --supervised, or leave it out with --supervised none"
             )
-        with renamed("--init", "--mpp", texts(config)):
-            hub = load_backbone(config.mpp).hub_config()
-        shape = {option.name: hub[option.name] for option in dataclasses.fields(Model) if option.name in hub}
-        model = Model(**shape | {"img_size": tuple(hub["img_size"])})
+        with renamed("--init", option, texts(config)):
+            model = shape_of(load_backbone(init).hub_config())
         return dataclasses.replace(config, pretrain=dataclasses.replace(config.pretrain, model=model))
     run = parse(Pretrain, ["--config", str(file)])
     of_run = options_of(Pretraining, run)
     if config.pretrain not in (Compare().pretrain, of_run):
-        raise UserError(f"--pretrain options are those of the run that --mpp gives ({config.mpp}); leave them out")
+        raise UserError(f"--pretrain options are those of the run that {option} gives ({init}); leave them out")
     return dataclasses.replace(config, pretrain=of_run)
+
+
+def given_run(config: Compare) -> tuple[str, str]:
+    """The run whose pretraining the arms trained here follow, and the option that gives it: --mpp's, or that of the arm
+    mpp in --arms; "" if there is none."""
+    source = sources(config).get("mpp", "")
+    if not source or is_preset(source):
+        return "", ""
+    init = source.replace("{seed}", str(pretrain_seeds(config)[0]))
+    return init, "--arms mpp =" if config.arms else "--mpp"
 
 
 def read_alike(config: Compare) -> Compare:
     """The options of a comparison in which all arms read the labelled images as the pretraining read its own: with its
     channels and its range of values, unless --data.channels and --data.range say others."""
     channels, low_high = config.pretrain.data.channels, config.pretrain.data.range
-    if config.mpp and not low_high:
-        with renamed("--init", "--mpp", texts(config)):
-            vit = load_backbone(config.mpp)
+    init, option = given_run(config)
+    if init and not low_high:
+        with renamed("--init", option, texts(config)):
+            vit = load_backbone(init)
         channels, low_high = channels or (vit.in_chans if vit.in_chans != 3 else None), vit.pixel_range
     data = config.data
     data = dataclasses.replace(data, channels=data.channels or channels, range=data.range or low_high)
@@ -219,31 +287,48 @@ def learning_curve(piece: Piece) -> list[tuple[int, float]]:
     return [(int(line["step"]), line["eval/top1"]) for line in read_metrics(piece.folder) if "eval/top1" in line]
 
 
-def probe_findings(probes: dict[tuple[str, int], Piece]) -> Iterator[Finding]:
+def quality_curve(run: Path) -> list[tuple[float, float]]:
+    """What a pretraining run's features were worth after seconds of training: the accuracy that --eval.probe measured
+    at its evaluations. Empty if it measured none, or is no run."""
+    if not ((run / "metrics.jsonl").exists() and (run / "config.toml").exists()):
+        return []
+    batch = int(read_toml(run / "config.toml")["train"]["batch_size"])
+    found, seconds, before = [], 0.0, 0.0
+    for line in read_metrics(run):
+        if speed := line.get("speed/images_per_second"):
+            seconds += (line["step"] - before) * batch / speed
+            before = line["step"]
+        if "eval/probe_top1" in line:
+            found.append((seconds, line["eval/probe_top1"]))
+    return found
+
+
+def probe_findings(work: Work) -> Iterator[Finding]:
     """What the probes of frozen features found."""
-    for (arm, seed), piece in probes.items():
+    for (arm, seed), piece in work.probes.items():
         options: Any = piece.config
         result, labels = piece.result(), options.data.labels  # asked for: unreadable images may be missing
-        for name, title in {
-            "top1": "logistic regression",
-            "ridge_top1": "ridge regression",
-            "knn_top1": "k-NN",
-            "attentive_top1": "attentive probe",
-        }.items():
-            if f"eval/{name}" not in result:  # --probe.attentive is off
-                continue
-            yield Finding(arm, title, labels, seed, result[f"eval/{name}"])
+        found = {
+            (title, labels): result[f"eval/{name}"]
+            for name, title in {
+                "top1": "logistic regression",
+                "ridge_top1": "ridge regression",
+                "knn_top1": "k-NN",
+                "attentive_top1": "attentive probe",
+            }.items()
+            if f"eval/{name}" in result  # --probe.attentive may be off
+        }
         for name, value in result.items():
             if name.startswith("eval/few_shot") and name.endswith("_top1"):
                 shots = int(name.split("_")[2])
-                yield Finding(
-                    arm, f"{shots} label{'s' if shots > 1 else ''} a class", shots * result["classes"], seed, value
-                )
-        yield Finding(arm, "effective rank", labels, seed, result["effective_rank"])
+                found[f"{shots} label{'s' if shots > 1 else ''} a class", shots * result["classes"]] = value
+        found["effective rank", labels] = result["effective_rank"]
+        for (title, count), value in found.items():
+            yield Finding(arm, title, count, seed, value, work.pretrain_seed[seed])
 
 
-def tuning_findings(tunings: dict[tuple[str, int, int], Piece]) -> Iterator[Finding]:
+def tuning_findings(work: Work) -> Iterator[Finding]:
     """What the fine-tunings found."""
-    for (arm, _, seed), piece in tunings.items():
+    for (arm, _, seed), piece in work.tunings.items():
         result = piece.result()
-        yield Finding(arm, "fine-tuned", result["labels"], seed, result["eval/top1"])
+        yield Finding(arm, FINE_TUNED, result["labels"], seed, result["eval/top1"], work.pretrain_seed[seed])

@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval
 
+# told apart by the colour-blind: Okabe and Ito, https://jfly.uni-koeln.de/color
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^vPX"
+
+
+def _style(number: int) -> dict[str, Any]:
+    """How an arm looks in every plot, by its place among the arms."""
+    return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)], "markersize": 5}
+
+
+def _axes(title: str, width: float = 6.4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.3)
+    return figure, axes
+
 
 def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
-    """Held-out accuracy against the number of labels."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for arm in arms:
+    """Held-out accuracy against the number of labels. The arms stand a little beside one another."""
+    figure, axes = _axes("Fine-tuned")
+    for k, arm in enumerate(arms):
         cells = [interval(cell_values(findings, arm, FINE_TUNED, labels)) for labels in counts]
-        axes.errorbar(
-            counts, [100 * m for m, _ in cells], [100 * (h or 0) for _, h in cells], label=arm, marker="o", capsize=4
-        )
+        places = [labels * 1.03 ** (k - (len(arms) - 1) / 2) for labels in counts]
+        axes.plot(places, [100 * mean for mean, _ in cells], label=arm, **_style(k))
+        for place, (mean, half) in zip(places, cells, strict=True):
+            if half is not None:
+                axes.errorbar(place, 100 * mean, 100 * half, capsize=4, color=_style(k)["color"])
     axes.set(
         xscale="log", xlabel="labels", ylabel="held-out top-1, %", xticks=counts, xticklabels=[f"{n:,}" for n in counts]
     )
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     axes.minorticks_off()
-    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
 def paint_gain(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
     """Gain over scratch in percentage points: a group of bars for each number of labels."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
     others = [arm for arm in arms if arm != "scratch"]
+    figure, axes = _axes("Gain over training from scratch")
     width = 0.8 / len(others)
     for k, arm in enumerate(others):
-        cells = [difference(findings, arm, "scratch", FINE_TUNED, labels) for labels in counts]
-        places = [i + (k - (len(others) - 1) / 2) * width for i in range(len(counts))]
-        heights, errors = [100 * m for m, _ in cells], [100 * (h or 0) for _, h in cells]
-        axes.bar(places, heights, width, yerr=errors, label=arm, capsize=4, color=f"C{k + 1}")
+        colour = _style(arms.index(arm))["color"]
+        for i, labels in enumerate(counts):
+            gain, half = difference(findings, arm, "scratch", FINE_TUNED, labels)
+            place = i + (k - (len(others) - 1) / 2) * width
+            axes.bar(place, 100 * gain, width, label=None if i else arm, color=colour, alpha=0.8)
+            if half is not None:
+                axes.errorbar(place, 100 * gain, 100 * half, capsize=4, color="black")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(
         xlabel="labels",
@@ -58,9 +81,31 @@ def paint_curves(curves: dict[tuple[str, int, int], list[tuple[int, float]]], ar
             runs = [dict(curve) for (name, count, _), curve in curves.items() if (name, count) == (arm, labels)]
             steps = sorted(set.intersection(*(set(run) for run in runs)))  # steps at which every seed was evaluated
             means = [100 * statistics.fmean(run[step] for run in runs) for step in steps]
-            axes.plot(steps, means, label=arm, marker=".", color=f"C{k}")
+            axes.plot(steps, means, label=arm, **_style(k))
         axes.set(title=f"{labels:,} labels", xlabel="step")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("held-out top-1, %")
     figure.axes[0].legend()
     return figure
+
+
+def paint_quality(qualities: dict[str, list[list[tuple[float, float]]]], arms: list[str]) -> Figure:
+    """Accuracy of frozen features against seconds of pretraining: the mean over pretraining seeds, and their range."""
+    figure, axes = _axes("What the frozen features are worth, as pretraining goes on")
+    for k, arm in enumerate(arms):
+        if not (runs := [run for run in qualities[arm] if run]):
+            continue
+        points = list(zip(*runs, strict=False))  # the evaluations that all seeds have
+        seconds = [statistics.fmean(second for second, _ in point) for point in points]
+        axes.plot(seconds, [_mean(point) for point in points], label=arm, **_style(k))
+        if len(runs) > 1:
+            low, high = ([100 * f(value for _, value in point) for point in points] for f in (min, max))
+            axes.fill_between(seconds, low, high, color=_style(k)["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="seconds of pretraining", ylabel="ridge regression on training images, top-1, %")
+    axes.set_xlim(left=0)
+    axes.legend()
+    return figure
+
+
+def _mean(point: Sequence[tuple[float, float]]) -> float:
+    return 100 * statistics.fmean(value for _, value in point)

@@ -12,9 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain
-from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval, points, verdict
-from mpp.config.commands import Compare
+from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain, paint_quality
+from mpp.comparison.statistics import (
+    FINE_TUNED,
+    Finding,
+    cell_values,
+    difference,
+    interval,
+    points,
+    subject_of,
+    verdict,
+)
+from mpp.config.commands import Compare, Pretrain, Supervised
 from mpp.errors import escaped, printable
 from mpp.files import csv_cell, write_whole
 
@@ -50,8 +59,9 @@ class Comparison:
     costs: list[Cost]
     curves: dict[tuple[str, int, int], list[tuple[int, float]]]  # (arm, labels, seed) -> (step, held-out accuracy)
     details: dict[str, tuple[Path, dict[str, float]]]  # arm -> a fine-tuned run, accuracy by class
+    qualities: dict[str, list[list[tuple[float, float]]]]  # arm -> of each pretraining: (seconds, accuracy of a probe)
     layers: dict[str, str]  # arm -> the blocks whose features the probes use
-    trained_here: list[str]  # arms pretrained as part of the comparison
+    trained_here: dict[str, Pretrain | Supervised]  # arm -> options, of the arms pretrained as part of the comparison
 
 
 def write_report(output: Path, found: Comparison) -> str:
@@ -59,13 +69,16 @@ def write_report(output: Path, found: Comparison) -> str:
     (output / "plots").mkdir(parents=True, exist_ok=True)
     config, arms, findings = found.config, found.arms, found.findings
     counts = sorted({f.labels for f in findings if f.protocol == FINE_TUNED})
-    verdicts = [verdict(findings, labels, found.classes) for labels in counts]
+    verdicts = [verdict(findings, labels, found.classes, arms) for labels in counts]
     plots = {
-        "accuracy.png": paint_accuracy(findings, arms, counts),
-        "gain.png": paint_gain(findings, arms, counts),
-        "curves.png": paint_curves(found.curves, arms),
+        "accuracy.png": (paint_accuracy(findings, arms, counts), "Accuracy by number of labels, with 95 % intervals"),
+        "curves.png": (paint_curves(found.curves, arms), "Learning curves: mean over seeds of held-out accuracy"),
     }
-    for name, figure in plots.items():
+    if "scratch" in arms and len(arms) > 1:
+        plots["gain.png"] = paint_gain(findings, arms, counts), "Gain over scratch, paired by seed"
+    if any(map(any, found.qualities.values())):
+        plots["quality.png"] = paint_quality(found.qualities, arms), quality_note(found)
+    for name, (figure, _) in plots.items():
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=110)
         write_whole(output / "plots" / name, png.getvalue())
@@ -75,7 +88,6 @@ def write_report(output: Path, found: Comparison) -> str:
     writer.writerows(map(csv_cell, dataclasses.astuple(finding)) for finding in findings)
     write_whole(output / "results.csv", table.getvalue().encode())
 
-    seeds = ", ".join(map(str, config.seeds))
     task = (
         f"{config.data.path}{f', {config.data.label_column}' if config.data.label_column else ''} "
         f"({found.classes} classes)"
@@ -89,11 +101,9 @@ def write_report(output: Path, found: Comparison) -> str:
         *(("p", sentence) for sentence in verdicts),
         ("p", PAPER),
         ("h2", "Fine-tuned"),
-        ("p", f"Held-out top-1 in % on {task}: mean over seeds {seeds} ± half the 95 % confidence interval."),
+        ("p", f"Held-out top-1 in % on {task}: {what_the_intervals_are(config)}"),
         ("table", tuned),
-        ("figure", (output / "plots" / "accuracy.png", "Accuracy by number of labels, with 95 % confidence intervals")),
-        ("figure", (output / "plots" / "gain.png", "Gain over scratch, paired by seed")),
-        ("figure", (output / "plots" / "curves.png", "Learning curves: mean over seeds of held-out accuracy")),
+        *(("figure", (output / "plots" / name, caption)) for name, (_, caption) in plots.items()),
         ("h2", "Frozen features"),
         ("p", frozen_note(found)),
         ("table", frozen),
@@ -117,14 +127,16 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int]]) -> Table:
-    """A column for each arm, then for the gain of MPP over each other arm; a row for each (protocol, labels)."""
-    others = [arm for arm in arms if arm != "MPP"]
-    header = ["", *arms, *(f"MPP - {arm}" for arm in others)]
+    """A column for each arm, then for the gain of the first pretrained one over each other; a row for each (protocol,
+    labels)."""
+    subject = subject_of(arms)
+    others = [arm for arm in arms if arm != subject]
+    header = ["", *arms, *(f"{subject} - {arm}" for arm in others)]
     body = []
     for protocol, labels in rows:
         scale = 0.01 if protocol == "effective rank" else 1.0  # not a share: cancels the factor 100 of `points`
         cells = [interval([scale * v for v in cell_values(findings, arm, protocol, labels)]) for arm in arms]
-        gaps = [difference(findings, "MPP", arm, protocol, labels) for arm in others]
+        gaps = [difference(findings, subject, arm, protocol, labels) for arm in others]
         shown = [points(*cell) for cell in cells]
         shown += [points(scale * gap, None if half is None else scale * half) for gap, half in gaps]
         body.append([f"{protocol}, {labels:,} labels", *shown])
@@ -167,6 +179,29 @@ def frozen_note(found: Comparison) -> str:
     )
 
 
+def what_the_intervals_are(config: Compare) -> str:
+    """Over which seeds the means are, and what the intervals cover."""
+    several = ", ".join(map(str, config.pretrain_seeds))
+    if len(config.pretrain_seeds) < 2:
+        return f"mean over seeds {', '.join(map(str, config.seeds))} ± half the 95 % confidence interval."
+    tunings = len(config.seeds)
+    each = "one downstream run" if tunings == 1 else f"the mean of {tunings} downstream runs"
+    return (
+        f"mean over pretraining seeds {several} ± half the 95 % confidence interval (Student's t over these seeds). Of "
+        f"each seed it is {each} with labels and order of its own, so the interval covers both kinds of seed; that of "
+        f"one given backbone, and of scratch, covers the downstream runs."
+    )
+
+
+def quality_note(found: Comparison) -> str:
+    """What the curves of quality show."""
+    return (
+        f"Ridge regression on frozen features of a few training images of {found.config.data.path}, measured on others "
+        f"of its training split while pretraining went on: mean over pretraining seeds, and their range. Seconds are "
+        f"those of training steps, without evaluations"
+    )
+
+
 def fairness(found: Comparison) -> str:
     """What is equal for all arms and what is not."""
     config = found.config
@@ -178,22 +213,40 @@ def fairness(found: Comparison) -> str:
     )
     here = ""
     if found.trained_here:
-        here = (
-            f"Pretrained here, each for {pretrain.train.steps:,} steps of {pretrain.train.batch_size} images of "
-            f"{pretrain.data.path}, with the same model, augmentation and optimiser ({pretrain.optim.name}, lr "
-            f"{pretrain.optim.lr:g}): {', '.join(found.trained_here)}. Supervised pretraining sees labels"
-            + (f" ({pretrain.data.label_column})" if pretrain.data.label_column else "")
-            + ", masked patch prediction does not. "
+        trained = "; ".join(map(how_trained, found.trained_here, found.trained_here.values()))
+        equal = {
+            None: "",
+            "images": "They see equally many images. ",
+            "flops": "Their steps are chosen to take equal arithmetic. ",
+            "seconds": "Their steps are chosen to take equal time, by the seconds of a step measured before. ",
+        }
+        labelled = f" ({pretrain.data.label_column})" if pretrain.data.label_column else ""
+        here = f"Pretrained here on {pretrain.data.path}: {trained}. {equal[config.equal]}" + (
+            f"Supervised pretraining sees labels{labelled}, the others do not. "
+            if "supervised" in found.trained_here
+            else ""
         )
-    if len(found.trained_here) < len(found.arms) - 1:
+    if len(found.trained_here) < len([arm for arm in found.arms if arm != "scratch"]):
         here += "A given backbone has the budget of its own run, see the cost table. "
+    once = (
+        "Each kind is pretrained once, so the intervals cover the variation between fine-tunings (and between the "
+        "initial weights of scratch) only. "
+        if len(config.pretrain_seeds) < 2
+        else ""
+    )
     return (
         f"{here}Each fine-tuning takes {tune.train.steps:,} steps of {tune.train.batch_size} with {tune.optim.name}, "
         f"{grid}; {tune.model.pool} pooling; with the same seed all arms have the same labels, order and augmentation. "
-        f"Scratch has no pretraining, so its total budget is smaller. Each kind is pretrained once, so the intervals "
-        f"cover the variation between fine-tunings (and between the initial weights of scratch) only. Accuracies are "
-        f"measured after the last step and are not used to choose anything."
+        f"Scratch has no pretraining, so its total budget is smaller. {once}Accuracies are measured after the last "
+        f"step and are not used to choose anything."
     )
+
+
+def how_trained(arm: str, options: Pretrain | Supervised) -> str:
+    """The length and the optimiser of an arm's pretraining."""
+    train, optim = options.train, options.optim
+    target = f", target {options.data.target}" if isinstance(options, Pretrain) else ""
+    return f"{arm} for {train.steps:,} steps of {train.batch_size} images ({optim.name}, lr {optim.lr:g}{target})"
 
 
 def as_markdown(blocks: list[Block], folder: Path, to: Callable[[str], str] = printable) -> str:

@@ -21,6 +21,7 @@ class Finding:
     labels: int
     seed: int
     value: float
+    pretrain_seed: int = 0
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -32,9 +33,15 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def cell_values(findings: Iterable[Finding], arm: str, protocol: str, labels: int) -> list[float]:
-    """The values of one cell of the table, sorted by seed."""
-    cell = [f for f in findings if (f.arm, f.protocol, f.labels) == (arm, protocol, labels)]
-    return [f.value for f in sorted(cell, key=lambda f: f.seed)]
+    """The independent values of one cell of the table, sorted by seed. With several pretraining seeds these are the
+    means over each one's downstream runs, whose seeds are their own: their spread is that of both kinds of seed."""
+    cell = sorted(
+        (f for f in findings if (f.arm, f.protocol, f.labels) == (arm, protocol, labels)), key=lambda f: f.seed
+    )
+    pretrained = sorted({f.pretrain_seed for f in cell})
+    if len(pretrained) < 2:
+        return [f.value for f in cell]
+    return [statistics.fmean(f.value for f in cell if f.pretrain_seed == seed) for seed in pretrained]
 
 
 def difference(
@@ -49,31 +56,40 @@ def difference(
     return mean, None if alike else half
 
 
-def verdict(findings: list[Finding], labels: int, classes: int) -> str:
-    """Compare MPP with scratch and supervised pretraining after fine-tuning on `labels` labels, in one sentence."""
-    gain, half = difference(findings, "MPP", "scratch", FINE_TUNED, labels)
+def subject_of(arms: Sequence[str]) -> str:
+    """The arm that a comparison is about: the first that is pretrained."""
+    return next((arm for arm in arms if arm != "scratch"), arms[0])
+
+
+def verdict(
+    findings: list[Finding], labels: int, classes: int, arms: Sequence[str] = ("scratch", "MPP", "supervised")
+) -> str:
+    """Compare the first pretrained arm with the others after fine-tuning on `labels` labels, in one sentence."""
+    subject = subject_of(arms)
+    others = [arm for arm in arms if arm != subject and cell_values(findings, arm, FINE_TUNED, labels)]
+    says = [_against(findings, labels, subject, other, first=other == others[0]) for other in others]
+    return "; ".join([*says, f"chance is {100 / classes:.1f} %."])
+
+
+def _against(findings: list[Finding], labels: int, subject: str, other: str, first: bool) -> str:
+    """How one arm does beside another; the first sentence names both and the labels."""
+    gain, half = difference(findings, subject, other, FINE_TUNED, labels)
+    name = {"supervised": "supervised pretraining"}.get(other, other)
+    begin = f"With {labels:,} labels, " if first else ""
     if half is None:
-        says = f"With {labels:,} labels, MPP minus scratch is {points(gain)} points ({why_none(findings, labels)})"
-    elif abs(gain) <= half:
-        says = f"With {labels:,} labels, MPP does not differ significantly from scratch ({points(gain, half)} points)"
-    else:
+        return f"{begin}{subject} minus {name} is {points(gain)} points ({why_none(findings, labels, subject)})"
+    if abs(gain) <= half:
+        who = subject if first else "it"
+        return f"{begin}{who} does not differ significantly from {name} ({points(gain, half)} points)"
+    if first:
         does = "beats" if gain > 0 else "is behind"
-        says = f"MPP {does} scratch by {points(abs(gain), half)} points with {labels:,} labels"
-    if cell_values(findings, "supervised", FINE_TUNED, labels):
-        behind, half = difference(findings, "MPP", "supervised", FINE_TUNED, labels)
-        if half is None:
-            says += f"; MPP minus supervised pretraining is {points(behind)} points ({why_none(findings, labels)})"
-        elif abs(behind) <= half:
-            says += f"; it does not differ significantly from supervised pretraining ({points(behind, half)})"
-        else:
-            stands = "ahead of" if behind > 0 else "behind"
-            says += f"; it is {points(abs(behind), half)} {stands} supervised pretraining"
-    return says + f"; chance is {100 / classes:.1f} %."
+        return f"{subject} {does} {name} by {points(abs(gain), half)} points with {labels:,} labels"
+    return f"it is {points(abs(gain), half)} {'ahead of' if gain > 0 else 'behind'} {name}"
 
 
-def why_none(findings: list[Finding], labels: int) -> str:
+def why_none(findings: list[Finding], labels: int, arm: str) -> str:
     """Why a difference has no interval."""
-    seeds = len(cell_values(findings, "MPP", FINE_TUNED, labels))
+    seeds = len(cell_values(findings, arm, FINE_TUNED, labels))
     return "one seed: no interval" if seeds == 1 else "the same with both seeds: no interval"
 
 

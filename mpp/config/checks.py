@@ -18,7 +18,7 @@ from mpp.config.commands import (
     Supervised,
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
-from mpp.config.options import Augment, Data, LabelledData, Optim, Train
+from mpp.config.options import Augment, Data, MeasuredData, Optim, Train
 from mpp.errors import UserError, is_first_process, renamed, warn
 
 
@@ -28,10 +28,10 @@ def check(config: Options) -> None:
     for name, value, _ in walk(config):
         if name.endswith("data.range") and isinstance(value, tuple) and not -math.inf < value[0] < value[1] < math.inf:
             raise UserError(f"{option_name(name)} {value[0]} {value[1]} must be the lowest value, then a higher one")
-    if isinstance(config, Supervised | FineTune | LinearProbe):
+    if isinstance(config, Supervised | FineTune | LinearProbe | Compare):
         _check_held_out(config.data)
     if isinstance(config, Pretrain):
-        _check_pretraining(config)
+        check_pretraining(config)
         _warn_of_long_warmup(config.optim, config.train)
     elif isinstance(config, Supervised):
         _warn_of_long_warmup(config.optim, config.train)
@@ -47,7 +47,7 @@ def check(config: Options) -> None:
         _check_embed(config)
 
 
-def _check_held_out(data: LabelledData) -> None:
+def _check_held_out(data: MeasuredData) -> None:
     if data.hold_out is not None and data.eval_split is not None:
         raise UserError(
             f"--data.hold-out {data.hold_out:g} measures on a part of split {data.split}, and --data.eval-split "
@@ -55,7 +55,8 @@ def _check_held_out(data: LabelledData) -> None:
         )
 
 
-def _check_pretraining(config: Pretraining) -> None:
+def check_pretraining(config: Pretraining) -> None:
+    """Raise UserError for options of pretraining that do not go together."""
     corrupt, model, data = config.corrupt, config.model, config.data
     _check_scale(config.augment)
     refuse_cut_patches(model.img_size, model.patch_size)
@@ -143,8 +144,12 @@ def _check_compare(config: Compare) -> None:
     for option, given in {"--labels": config.labels, "--seeds": config.seeds}.items():
         if not given or len(set(given)) < len(given):
             raise UserError(f"{option} must be one or more, each given once")
+    if config.arms and (config.mpp or config.supervised or config.others):
+        raise UserError("--arms names every arm: say --arms mpp=RUN in place of --mpp, --supervised and --others")
+    if len(set(config.pretrain_seeds)) < len(config.pretrain_seeds):
+        raise UserError("--pretrain-seeds must be one or more, each given once")
     with renamed("--", "--pretrain.", texts(config)):
-        _check_pretraining(config.pretrain)
+        check_pretraining(config.pretrain)
     with renamed("--", "--finetune.", texts(config)):
         _check_fine_tuning(config.finetune)
     _warn_of_long_warmup(config.pretrain.optim, config.pretrain.train, "pretrain.")

@@ -28,14 +28,18 @@ def parse(kind: type[Config], args: list[str] | None = None, prog: str | None = 
         path = str(own) if own.exists() else None
     try:
         if path:
-            values = read_toml(path)
-            _refuse_unknown(values, default, path)
-            default = _read(as_arguments(values), default, f" (in {path})")
+            default = overlaid(default, read_toml(path), "--config", path)
         return _read(args, default, prog=prog)
     except UserError:
         if not is_first_process():
             sys.exit(2)
         raise
+
+
+def overlaid(config: Config, values: dict[str, Any], option: str, file: str) -> Config:
+    """Options with the values of a file over them, which `option` names."""
+    _refuse_unknown(values, config, f"{option} {file}")
+    return _read(as_arguments(values), config, f" (in {file})")
 
 
 def _read(args: list[str], default: Config, where: str = "", prog: str | None = None) -> Config:
@@ -72,12 +76,12 @@ def _nearest(option: str, known: list[str]) -> str | None:
     return next(map(option_name, difflib.get_close_matches(name, known, 1)), None)
 
 
-def _refuse_unknown(values: dict[str, Any], default: Options, path: str) -> None:
+def _refuse_unknown(values: dict[str, Any], default: Options, where: str) -> None:
     """Raise UserError for names and values in a file that are not options: a file may not ask for --help, or have the
     parser write files."""
     known = flattened(default)
     for name, value in _flatten(values).items():
-        option = f"--config {path}: {option_name(name)}"
+        option = f"{where}: {option_name(name)}"
         if name.replace("-", "_") not in known:
             near = _nearest(name, list(known))
             raise UserError(f"{option} is no option; {f'did you mean {near}?' if near else '--help lists them all'}")

@@ -15,6 +15,7 @@ from mpp.config.options import (
     LabelledAugment,
     LabelledData,
     LabelledTrain,
+    MeasuredData,
     Model,
     Optim,
     Place,
@@ -143,7 +144,18 @@ class Compare(Place):
     supervised: str | None = None
     """A run of recipes/supervised.py, likewise; `none` leaves it out. Default: trained here, with --mpp's budget."""
     others: tuple[str, ...] = ()  # Further backbones to compare, each as NAME=INIT.
-    data: Data = but(Data)
+    arms: tuple[str, ...] = ()
+    """All backbones to compare, in place of the three options above: scratch, mpp, visible and supervised by name, each
+    trained here with the --pretrain options (visible: with target hog+0.1*mean-colour); NAME=PRESET, trained here with
+    a preset over them (the images stay --pretrain's); NAME=INIT, a given backbone, where {seed} in INIT stands for each
+    of --pretrain-seeds. Differences are taken from the first that is not scratch."""
+    equal: Literal["images", "flops", "seconds"] | None = None
+    """Give the arms that are trained here as many steps as make them equal to the first: in images seen, arithmetic, or
+    seconds (a step is measured before). Default: each trains as its options say."""
+    pretrain_seeds: tuple[Whole, ...] = ()
+    """Seeds of pretraining; each has --seeds of its own to fine-tune with, and intervals are over these seeds, so that
+    they cover both. Default: --pretrain.seed alone, and intervals over the fine-tunings."""
+    data: MeasuredData = but(MeasuredData)
     """The labelled set to fine-tune on. For `shapes` its label is count; supervised pretraining learns shape."""
     labels: tuple[str, ...] = ("100", "1000")
     """Numbers of training labels to fine-tune with, balanced over the classes; `all` is one."""

@@ -21,6 +21,7 @@ _OPTIONS: dict[str, Kind] = {
     "mpp": "model",
     "supervised": "model",
     "others": "model",
+    "arms": "model",
     "data.path": "dataset",
     "eval.probe": "dataset",
     "pretrain.data.path": "dataset",
@@ -78,7 +79,7 @@ def pinned(config: Config) -> Config:
         if isinstance(value, tuple):
             old = dict(entry.partition("=")[::2] for entry in then or ())
             entries = (entry.partition("=") for entry in value)
-            pins = (f"{arm}={_pin(init, old.get(arm), kind, '--others')}" for arm, _, init in entries)
+            pins = (arm + given + _pin(init, old.get(arm), kind, option_name(name)) for arm, given, init in entries)
             setattr(group, last, tuple(pins))
         else:
             setattr(group, last, _pin(value, then, kind, option_name(name)))

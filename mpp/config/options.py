@@ -69,15 +69,21 @@ class Data(Source):
 
 
 @dataclass
-class LabelledData(Data):
+class MeasuredData(Data):
     """Where the labelled images come from."""
 
-    labels: Count | None = None
-    """How many training labels to use, balanced over the classes, chosen by --seed. Default: all."""
     hold_out: Inside | None = None
     """Hold this share of the training split out, class by class, and measure on it in place of an evaluation split: for
     choices that must not look at the test set. The same images for every seed. Default: a fifth where the set has no
     evaluation split with labels, else none."""
+
+
+@dataclass
+class LabelledData(MeasuredData):
+    """Where the labelled images come from."""
+
+    labels: Count | None = None
+    """How many training labels to use, balanced over the classes, chosen by --seed. Default: all."""
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,13 +12,17 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from mpp.comparison.compare import adopted
-from mpp.comparison.pieces import supervised_piece
+from mpp.comparison.arms import trained_here
+from mpp.comparison.compare import adopted, quality_curve
+from mpp.comparison.equal import flops_of, with_equal_compute
 from mpp.comparison.plots import paint_curves
 from mpp.comparison.report import as_html, as_markdown, escaped
-from mpp.comparison.statistics import Finding, difference, interval, verdict
-from mpp.config.commands import Compare
+from mpp.comparison.statistics import Finding, cell_values, difference, interval, verdict
+from mpp.config.command_line import parse
+from mpp.config.commands import Compare, FineTune, Pretrain
+from mpp.config.options import Model, PretrainEval, Train
 from mpp.errors import UserError
+from mpp.run.machine import start_accelerator
 from recipes.compare import main
 from tests.helpers import put, reset_accelerate
 
@@ -126,7 +132,7 @@ def test_every_arm_label_count_and_seed_is_in_the_table(compared):
 
 def test_the_report_is_one_file_with_verdict_plots_costs_and_confusions(compared):
     page = (compared / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6  # three plots, three confusion matrices
+    assert page.count("data:image/png;base64,") == 7  # four plots, three confusion matrices
     assert not re.search(r'(src|href)="(?!data:)', page)
     text = (compared / "report.md").read_text()
     for words in ("with 40 labels", "79.9 %", "TFLOPs", "What is equal", "± ", "MPP - scratch", "| three |"):
@@ -233,7 +239,7 @@ def test_the_supervised_arm_learns_from_the_images_of_a_given_run(compared, tmp_
     file.write_text(re.sub("(?m)^seed = 0$", "seed = 5", file.read_text()).replace("fraction = 1.0", "fraction = 0.5"))
     config = Compare(mpp=str(run))
     config = adopted(config)
-    supervised = supervised_piece(config, tmp_path).config
+    supervised = trained_here(config)["supervised"]
     assert (supervised.seed, supervised.data.fraction) == (5, 0.5)
 
 
@@ -273,5 +279,133 @@ def test_learning_curves_are_drawn_at_the_steps_that_all_seeds_were_measured_at(
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, says):
+    with pytest.raises(UserError, match=says):
+        compare(tmp_path / "none", *options)
+
+
+ARMS = ["--pretrain-seeds", "0", "3", "--labels", "16", "--seeds", "0", "--probe.shots", "1"]
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory):
+    """A finished comparison of arms with equal arithmetic, in its folder."""
+    folder = tmp_path_factory.mktemp("arms")
+    (folder / "wide.toml").write_text(
+        'method = "visible"\nseed = 9\n[data]\npath = "elsewhere"\n[visible]\nkeep = 0.5\n'
+    )
+    compare(
+        folder / "out", *ARMS, "--equal", "flops", "--arms", "scratch", "visible", f"wide={folder}/wide.toml", "mpp"
+    )
+    return folder / "out"
+
+
+def test_arms_are_pretrained_by_name_and_by_preset_once_for_each_seed(arms):
+    runs = {path.parent.name: parse(Pretrain, ["--config", str(path)]) for path in arms.glob("pretrain/*/config.toml")}
+    assert set(runs) == {f"{name}{seed}" for name in ("visible", "wide", "mpp") for seed in ("", "-seed-3")}
+    assert {(run.data.path, run.model.depth) for run in runs.values()} == {("shapes", 2)}  # not the preset's images
+    assert [runs[name].method for name in ("visible", "wide", "mpp")] == ["visible", "visible", "mpp"]
+    assert [runs[name].data.target for name in ("visible", "mpp")] == ["hog+0.1*mean-colour", "mean-colour"]
+    assert runs["wide"].visible.keep == 0.5
+    assert [runs[name].seed for name in ("wide", "wide-seed-3")] == [0, 3]
+
+
+def test_equal_arithmetic_is_equal_to_a_step(arms):
+    costs = {}
+    for name in ("visible", "wide", "mpp"):
+        run = parse(Pretrain, ["--config", str(arms / "pretrain" / name / "config.toml")])
+        costs[name] = run.train.steps, flops_of(run) * run.train.batch_size
+    steps, each = costs["visible"]
+    assert steps == 3  # the first trains as its options say
+    for name in ("wide", "mpp"):
+        assert costs[name][0] == max(1, round(steps * each / costs[name][1]))
+    assert costs["mpp"][1] > costs["wide"][1] > each
+
+
+def test_every_pretraining_seed_has_downstream_seeds_of_its_own(arms):
+    tuned = [row for row in rows(arms) if row["protocol"] == "fine-tuned"]
+    names = ("scratch", "visible", "wide", "MPP")
+    assert {(row["arm"], row["pretrain_seed"], row["seed"]) for row in tuned} == {
+        (arm, *seeds) for arm in names for seeds in (("0", "0"), ("3", "1"))
+    }
+    init = parse(FineTune, ["--config", str(arms / "finetune" / "MPP" / "labels-16" / "seed-1" / "config.toml")]).init
+    assert init == str(arms / "pretrain" / "mpp-seed-3")
+    text = (arms / "report.md").read_text()
+    for words in ("visible - scratch", "visible - MPP", "mean over pretraining seeds 0, 3", "equal arithmetic"):
+        assert words in text
+    assert "Each kind is pretrained once" not in text
+
+
+def test_given_backbones_have_a_folder_for_each_seed(arms, tmp_path):
+    for seed, run in (("0", "mpp"), ("3", "mpp-seed-3")):
+        shutil.copytree(arms / "pretrain" / run, tmp_path / f"run-{seed}")
+    reset_accelerate()
+    main([*GIVEN, *ARMS, "--arms", f"mpp={tmp_path}/run-{{seed}}", "--output", str(tmp_path / "out")])
+    found = {row["pretrain_seed"]: row["value"] for row in rows(tmp_path / "out") if row["protocol"] == "fine-tuned"}
+    there = {
+        row["pretrain_seed"]: row["value"]
+        for row in rows(arms)
+        if (row["arm"], row["protocol"]) == ("MPP", "fine-tuned")
+    }
+    assert found == there
+
+
+def test_equal_seconds_are_measured_once_and_kept(tmp_path):
+    base = Pretrain(train=Train(steps=100, batch_size=4), eval=PretrainEval(every=50, images=4))
+    base.model = Model(img_size=16, embed_dim=32, depth=2, num_heads=2)
+    deep = dataclasses.replace(base, model=Model(img_size=16, embed_dim=96, depth=4, num_heads=4))
+    config = Compare(equal="seconds")
+    reset_accelerate()
+    accelerator = start_accelerator("fp32")
+    found = with_equal_compute(config, {"base": base, "deep": deep}, tmp_path, accelerator)
+    seconds = json.loads((tmp_path / "seconds_a_step.json").read_text())
+    assert found["base"] == base
+    assert found["deep"].train.steps == round(100 * seconds["base"] / seconds["deep"]) < 100
+    assert found["deep"].eval.every == round(50 * found["deep"].train.steps / 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seconds_a_step.json"]
+    assert with_equal_compute(config, {"base": base, "deep": deep}, tmp_path, accelerator) == found
+
+
+def test_intervals_over_pretraining_seeds_are_of_the_means_of_their_downstream_runs():
+    values = {0: [0.50, 0.54], 1: [0.60, 0.58], 2: [0.55, 0.57]}
+    findings = [
+        Finding("MPP", "fine-tuned", 10, 2 * seed + k, value, seed)
+        for seed, pair in values.items()
+        for k, value in enumerate(pair)
+    ]
+    means = [0.52, 0.59, 0.56]
+    assert cell_values(findings, "MPP", "fine-tuned", 10) == pytest.approx(means)
+    low, high = stats.t.interval(0.95, 2, loc=sum(means) / 3, scale=stats.sem(means))
+    mean, half = interval(cell_values(findings, "MPP", "fine-tuned", 10))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def test_seconds_of_a_quality_curve_are_those_of_steps(tmp_path):
+    (tmp_path / "config.toml").write_text("[train]\nbatch_size = 8\n")
+    lines = [
+        {"step": 10, "speed/images_per_second": 40.0},
+        {"step": 20, "speed/images_per_second": 20.0, "eval/probe_top1": 0.3},
+        {"step": 25, "speed/images_per_second": 80.0, "eval/probe_top1": 0.4},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert quality_curve(tmp_path) == [(pytest.approx(6.0), 0.3), (pytest.approx(6.5), 0.4)]
+    assert quality_curve(tmp_path / "no-run") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--arms", "mpp", "mpp"], "--arms mpp must be NAME=INIT, with a name of its own"),
+        (["--arms", "mae"], "only scratch, mpp, visible, supervised are trained by their name alone"),
+        (["--arms", "mpp", "x=./typo"], "--arms ./typo does not exist"),
+        (["--arms", "mpp", "--mpp", "runs/x"], "say --arms mpp=RUN"),
+        (["--pretrain-seeds", "1", "1"], "--pretrain-seeds must be one or more, each given once"),
+        (["--arms", "a=bad.toml"], "--arms a=bad.toml: --visible.keeps is no option; did you mean --visible.keep"),
+        (["--arms", "a=cut.toml"], r"--arms a=cut.toml: --visible.keep 1.5 must be above 0 and below 1"),
+    ],
+)
+def test_wrong_arms_are_named(tmp_path, monkeypatch, options, says):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.toml").write_text("[visible]\nkeeps = 0.5\n")
+    Path("cut.toml").write_text("[visible]\nkeep = 1.5\n")
     with pytest.raises(UserError, match=says):
         compare(tmp_path / "none", *options)
