@@ -27,7 +27,7 @@ from mpp.data.randomness import Numbers, Use
 from mpp.methods.corrupt import MaskShape, blocks
 from mpp.methods.patch_prediction import PatchPrediction
 from mpp.methods.targets import paint_patches
-from mpp.models.blocks import Block, Mlp, attend
+from mpp.models.blocks import Block, Mlp, attend, split_heads
 from mpp.models.positions import sincos_2d
 from mpp.models.vit import ViT
 from mpp.training.flops import flops_an_image
@@ -93,7 +93,7 @@ class VisiblePatchModel(nn.Module):
 
     def forward(self, images: Tensor, hiding: Hiding) -> Tensor:
         """Normalised images (B, C, H, W) -> predictions (B, K, num_outputs)."""
-        tokens = self.vit.encode(self.vit.embed(images), visible=hiding.visible)  # (B, 1 + V, D)
+        tokens = self.vit.encode(self.vit.embed(images, hiding.visible), visible=hiding.visible)  # (B, 1 + V, D)
         return self.head(self.decoder(tokens, hiding))
 
     def flops_an_image(self, keep: float = 0.25, predict: float = 0.5) -> int:
@@ -158,8 +158,8 @@ class CrossBlock(nn.Module):
         self.mlp = Mlp(width, 4 * width, 0.0)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        q = rearrange(self.q(self.norm1(x)), "b k (h d) -> b h k d", h=self.num_heads)
-        k, v = rearrange(self.kv(memory), "b t (two h d) -> two b h t d", two=2, h=self.num_heads)
+        (q,) = split_heads(self.q(self.norm1(x)), 1, self.num_heads)
+        k, v = split_heads(self.kv(memory), 2, self.num_heads)
         x = x + self.proj(rearrange(attend(q, k, v), "b h k d -> b k (h d)"))
         return x + self.mlp(self.norm2(x))
 

@@ -151,29 +151,32 @@ class ViT(
         """Encode images: (B, C, H, W) normalised floats -> (B, 1 + N, D) tokens after the last norm."""
         return self.encode(self.embed(images))
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Cut images into patches and project them: (B, C, H, W) -> (B, N, D), before positions."""
+    def embed(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Cut images into patches and project them: (B, C, H, W) -> (B, N, D), before positions.
+
+        With `visible` (B, V), only these patches: -> (B, V, D).
+        """
         if tuple(images.shape[-2:]) != self.img_size:
             raise ValueError(
                 f"images of {images.shape[-2]}x{images.shape[-1]} do not fit a ViT for {self.img_size[0]}x"
                 f"{self.img_size[1]}; vit.resize({tuple(images.shape[-2:])}) interpolates its position embeddings"
             )
         p = self.patch_size
-        return self.patch_embed(rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
+        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        return self.patch_embed(patches if visible is None else gather(patches, visible))
 
     def encode(self, embeddings: Tensor, patches: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Run the encoder on patch embeddings: (B, N, D) -> (B, 1 + N, D) tokens after the last norm.
 
         With `patches` (B, K), only the tokens of these patches are computed in the last block and returned (B, K, D).
         The numbers are the same. With half the patches, this saves 7 % of the work at depth 6 and 3 % at depth 12.
-        With `visible` (B, V), only [class] and these patches, at their places, go through the encoder: (B, 1 + V, D).
-        Raises ValueError for that with relative positions, which are of all patches.
+        With `visible` (B, V), the embeddings (B, V, D) are those of these patches, which alone go through the encoder
+        with [class], at their places: -> (B, 1 + V, D). Raises ValueError for that with relative positions, which are
+        of all patches.
         """
-        tokens = self.add_positions(embeddings)
-        if visible is not None:
-            if self.pos_embed_kind == "relative":
-                raise ValueError("pos_embed relative needs all patches: it cannot encode the visible ones alone")
-            tokens = gather(tokens, F.pad(visible + 1, (1, 0)))  # (B, 1 + V, D): [class] is token 0
+        if visible is not None and self.pos_embed_kind == "relative":
+            raise ValueError("pos_embed relative needs all patches: it cannot encode the visible ones alone")
+        tokens = self.add_positions(embeddings, visible)
         for block in self.blocks[:-1]:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False)
@@ -191,10 +194,13 @@ class ViT(
                 found[number] = self.norm(tokens)
         return [found[number] for number in numbers]
 
-    def add_positions(self, embeddings: Tensor) -> Tensor:
-        """Put [class] in front and add the position embeddings: (B, N, D) -> (B, 1 + N, D)."""
+    def add_positions(self, embeddings: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Put [class] in front and add the position embeddings: (B, N, D) -> (B, 1 + N, D); or those of the patches
+        `visible` (B, V), whose embeddings are given: (B, V, D) -> (B, 1 + V, D)."""
         tokens = torch.cat([self.cls_token.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
         positions = self.positions()
+        if positions is not None and visible is not None:
+            positions = F.embedding(F.pad(visible + 1, (1, 0)), positions[0])  # [class] is token 0
         return self.pos_drop(tokens if positions is None else tokens + positions)
 
     def positions(self) -> Tensor | None:

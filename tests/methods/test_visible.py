@@ -72,10 +72,12 @@ def test_visible_tokens_are_those_of_a_plain_encoder_on_the_same_patches(pos_emb
         alone = tokens[image : image + 1, [0, *(place + 1 for place in places)]]
         for block in vit.blocks:
             alone = block(alone)
-        found = vit.encode(vit.embed(images), visible=visible)[image : image + 1]
+        found = vit.encode(vit.embed(images, visible), visible=visible)[image : image + 1]
         torch.testing.assert_close(found, vit.norm(alone), atol=1e-5, rtol=0)
     everything = torch.arange(16).expand(3, -1)
-    torch.testing.assert_close(vit.encode(vit.embed(images), visible=everything), vit(images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        vit.encode(vit.embed(images, everything), visible=everything), vit(images), atol=1e-5, rtol=0
+    )
 
 
 def test_relative_positions_are_refused():
