@@ -73,15 +73,21 @@ def start_accelerator(precision: str) -> Accelerator:
         if plugin:
             shard_on_cpu(accelerator, plugin)
         where = f"the CPU with {torch.get_num_threads()} threads each"
-        has_bf16 = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-        if has_bf16 != bf16:
-            faster = "bf16" if has_bf16 else "fp32"
+        if has_bf16_units() != bf16:
+            faster = "fp32" if bf16 else "bf16"
             hint = f" (this CPU is faster in {faster}: precision {faster})"
     elif where == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32: several times as fast
     how = ("bf16" if bf16 else "fp32") + (", sharded by FSDP2" if accelerator.is_fsdp2 else "")
     accelerator.print(f"processes: {accelerator.num_processes}, on {where}, in {how}{hint}")
     return accelerator
+
+
+def has_bf16_units() -> bool:
+    """Whether this CPU multiplies matrices in bf16 (AMX, or AVX-512's dot products: AMD since Zen 4): 1.6 to 2 times as
+    fast as in fp32, in a training step."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 def pinned_by_one(config: Config, accelerator: Accelerator) -> Config:
