@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, util
-from itertools import takewhile
 from typing import Any, NoReturn
 
 from mpp.config import Cache, Compare, Embed, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
@@ -31,23 +30,21 @@ class Command:
 
     options: type
     work: str
+    in_place: tuple[str, ...] = ()  # options whose values may come first, without their names
 
 
+_DATA, _RUN_DATA = ("--data.path",), ("--init", "--data.path")
 COMMANDS = {
-    "pretrain": Command(Pretrain, "mpp.commands.pretrain:run_pretraining"),
-    "supervised": Command(Supervised, "mpp.commands.supervised:run_supervised"),
-    "finetune": Command(FineTune, "mpp.commands.finetune:run_finetune"),
-    "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe"),
-    "compare": Command(Compare, "mpp.comparison.compare:run_comparison"),
-    "predict": Command(Predict, "mpp.commands.predict:run_predict"),
-    "embed": Command(Embed, "mpp.commands.embed:run_embed"),
-    "pack": Command(Pack, "mpp.commands.pack:run_pack"),
+    "pretrain": Command(Pretrain, "mpp.commands.pretrain:run_pretraining", _DATA),
+    "supervised": Command(Supervised, "mpp.commands.supervised:run_supervised", _DATA),
+    "finetune": Command(FineTune, "mpp.commands.finetune:run_finetune", _RUN_DATA),
+    "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe", _RUN_DATA),
+    "compare": Command(Compare, "mpp.comparison.compare:run_comparison", _DATA),
+    "predict": Command(Predict, "mpp.commands.predict:run_predict", _RUN_DATA),
+    "embed": Command(Embed, "mpp.commands.embed:run_embed", _RUN_DATA),
+    "pack": Command(Pack, "mpp.commands.pack:run_pack", _DATA),
     "cache": Command(Cache, "mpp.commands.cache:run_cache"),
 }
-IN_PLACE = {
-    "predict": ("--init", "--data.path"),
-    "embed": ("--init", "--data.path"),
-}  # options whose values may come first, without their names
 OTHERS = {
     "benchmark": "Measure training steps, the loader and the training command, beside other libraries.",
     "presets": "List the presets: their names, what they are for, and their files.",
@@ -97,7 +94,7 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
     """The `main` of a command's file: it takes the words of a command line (default: this process's)."""
 
     def main(args: list[str] | None = None) -> Any:
-        return start(parse(COMMANDS[name].options, args))
+        return start(parse(COMMANDS[name].options, args, in_place=COMMANDS[name].in_place))
 
     return main
 
@@ -127,7 +124,7 @@ def _dispatch(words: list[str]) -> None:
     if name in ("-h", "--help"):
         print(overview())
     elif name in COMMANDS:
-        start(parse(COMMANDS[name].options, named(name, rest), prog=f"mpp {name}"))
+        start(parse(COMMANDS[name].options, rest, f"mpp {name}", COMMANDS[name].in_place))
     elif name == "presets":
         print("\n".join(f"{name}\n    {purpose(file)}\n    {file}" for name, file in presets().items()))
     elif name == "benchmark":
@@ -142,13 +139,6 @@ def _dispatch(words: list[str]) -> None:
         raise UserError(
             f"mpp has no command {name!r}; {f'did you mean {near[0]}?' if near else '`mpp --help` lists them'}"
         )
-
-
-def named(name: str, words: list[str]) -> list[str]:
-    """A command line with the names of the values that it begins with: `mpp predict RUN DATA`."""
-    first = list(takewhile(lambda word: not word.startswith("-"), words))
-    options = IN_PLACE.get(name, ())[: len(first)]
-    return [word for pair in zip(options, first, strict=False) for word in pair] + words[len(options) :]
 
 
 def overview() -> str:

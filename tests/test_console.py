@@ -11,7 +11,8 @@ import pytest
 
 import mpp
 from mpp.config import Pretrain
-from mpp.console import COMMANDS, OTHERS, named, overview, run_file
+from mpp.config.words import spelt_out
+from mpp.console import COMMANDS, OTHERS, overview, run_file
 from mpp.errors import UserError, renamed
 from tests.helpers import ROOT, SMALL
 
@@ -50,10 +51,12 @@ def test_a_command_runs_from_python_with_names_and_values_or_an_object(tmp_path)
 
 
 def test_values_may_come_first_without_their_options():
-    assert named("predict", ["RUN", "DATA", "--top", "2"]) == ["--init", "RUN", "--data.path", "DATA", "--top", "2"]
-    assert named("predict", ["RUN", "--top", "2"]) == ["--init", "RUN", "--top", "2"]
-    assert named("predict", ["RUN", "DATA", "odd"]) == ["--init", "RUN", "--data.path", "DATA", "odd"]
-    assert named("probe", ["RUN"]) == ["RUN"]
+    places = COMMANDS["predict"].in_place
+    named = ["--init", "RUN", "--data.path", "DATA"]
+    assert spelt_out(["RUN", "DATA", "--top", "2"], [], places) == [*named, "--top", "2"]
+    assert spelt_out(["RUN", "--top", "2"], [], places) == ["--init", "RUN", "--top", "2"]
+    assert spelt_out(["RUN", "DATA", "odd"], [], places) == [*named, "odd"]
+    assert spelt_out(["RUN"], []) == ["RUN"]
 
 
 def test_importing_the_file_leaves_the_function_callable():

@@ -19,6 +19,7 @@ from mpp.commands.labelled import closing_summary, tell_classes, train_classifie
 from mpp.config.command_line import write_toml
 from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
+from mpp.config.schedule import timed
 from mpp.data.identity import held_out_before, keep
 from mpp.data.images import Images, Subset
 from mpp.data.splits import at_most, fifth_to_choose_by, open_held_out, open_measured
@@ -55,6 +56,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     config = noted(config, images)
     images, held = kept_to_calibrate(config, images)
     tell_classes(config.data, images, test, accelerator)
+    config = dataclasses.replace(config, train=timed(config.train, len(images), config.optim))
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
     grid: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from accelerate.utils import set_seed
 from mpp.commands.cards import write_cards
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width, target_parts
+from mpp.config.schedule import timed
 from mpp.data.identity import held_out_before, keep
 from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
+from mpp.data.streams import Stream
 from mpp.data.survey import noted
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.masked_patches import MaskedPatches
@@ -40,7 +43,8 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         remembered = held_out_before(output) if config.resume_anyway else None
         images, held_out = open_splits(config, height_width(config.model.img_size), remembered)
-        config = noted(config, images)
+        count = None if isinstance(images, Stream) else len(images)
+        config = replace(noted(config, images), train=timed(config.train, count, config.optim))
         job = METHODS[config.method](config, accelerator, images, held_out)
     if config.eval.pictures and (channels := job.vit.in_chans) not in (1, 3):
         shown = ", ".join(str(number + 1) for number in job.display)

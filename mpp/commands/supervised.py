@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mpp.commands.cards import write_cards
 from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen
+from mpp.config.schedule import timed
 from mpp.data.identity import held_out_before, keep
 from mpp.data.images import bands_of
 from mpp.data.splits import open_labelled
@@ -38,7 +40,8 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
     tell_classes(config.data, images, test, accelerator)
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
-    config, bands = noted(config, images), bands_of(images)
+    config = replace(noted(config, images), train=timed(config.train, len(images), config.optim))
+    bands = bands_of(images)
     set_seed(config.seed)
     vit = build_vit(config.model, bands.channels or 3, bands.range)
     outcome, job = train_classifier(config, vit, "mlp", images, test, output, accelerator)

@@ -18,8 +18,9 @@ from mpp.config.commands import (
     Supervised,
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
-from mpp.config.options import Augment, Data, MeasuredData, Optim, Train
-from mpp.errors import UserError, is_first_process, renamed, warn
+from mpp.config.options import Augment, Data, MeasuredData
+from mpp.config.schedule import warn_of_long_warmup
+from mpp.errors import UserError, renamed
 
 
 def check(config: Options) -> None:
@@ -32,9 +33,9 @@ def check(config: Options) -> None:
         _check_held_out(config.data)
     if isinstance(config, Pretrain):
         check_pretraining(config)
-        _warn_of_long_warmup(config.optim, config.train)
+        warn_of_long_warmup(config.optim, config.train)
     elif isinstance(config, Supervised):
-        _warn_of_long_warmup(config.optim, config.train)
+        warn_of_long_warmup(config.optim, config.train)
         _check_scale(config.augment)
         refuse_cut_patches(config.model.img_size, config.model.patch_size)
     elif isinstance(config, FineTune):
@@ -93,7 +94,7 @@ def _check_visible(config: Pretraining, num_patches: int) -> None:
 def _check_fine_tune(config: FineTune) -> None:
     _check_fine_tuning(config)
     if not config.eval_only:
-        _warn_of_long_warmup(config.optim, config.train)
+        warn_of_long_warmup(config.optim, config.train)
     if config.init == "scratch":  # a backbone has a patch size of its own
         refuse_cut_patches(config.model.img_size, config.model.patch_size)
     if config.eval_only and config.init == "scratch":
@@ -148,27 +149,20 @@ def _check_compare(config: Compare) -> None:
         raise UserError("--arms names every arm: say --arms mpp=RUN in place of --mpp, --supervised and --others")
     if len(set(config.pretrain_seeds)) < len(config.pretrain_seeds):
         raise UserError("--pretrain-seeds must be one or more, each given once")
+    for of, train in {"pretrain.": config.pretrain.train, "finetune.": config.finetune.train}.items():
+        if train.epochs is not None:
+            raise UserError(f"--{of}train.epochs {train.epochs:g}: a comparison plans in --{of}train.steps; give those")
     with renamed("--", "--pretrain.", texts(config)):
         check_pretraining(config.pretrain)
     with renamed("--", "--finetune.", texts(config)):
         _check_fine_tuning(config.finetune)
-    _warn_of_long_warmup(config.pretrain.optim, config.pretrain.train, "pretrain.")
-    _warn_of_long_warmup(config.finetune.optim, config.finetune.train, "finetune.")
+    warn_of_long_warmup(config.pretrain.optim, config.pretrain.train, "pretrain.")
+    warn_of_long_warmup(config.finetune.optim, config.finetune.train, "finetune.")
 
 
 def _check_scale(augment: Augment) -> None:
     if augment.scale[0] > augment.scale[1]:
         raise UserError(f"--augment.scale {augment.scale} must be the smallest share, then the largest")
-
-
-def _warn_of_long_warmup(optim: Optim, train: Train, of: str = "") -> None:
-    """Warn, once for all processes, if training ends before the learning rate has risen to its peak."""
-    warmup, steps = optim.warmup_steps, train.steps
-    if warmup >= steps and is_first_process():
-        warn(
-            f"--{of}optim.warmup-steps {warmup} is not below --{of}train.steps {steps}: the learning rate rises to "
-            f"{optim.lr * steps / warmup:.2g} of --{of}optim.lr {optim.lr:g} and never falls; give fewer warm-up steps"
-        )
 
 
 def refuse_cut_patches(img_size: int | tuple[int, int] | None, patch_size: int) -> None:

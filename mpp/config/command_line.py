@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.presets import read_toml
+from mpp.config.words import given, nearest, spelt_out
 from mpp.errors import UserError, is_first_process
 from mpp.files import write_whole
 
 Config = TypeVar("Config", bound=Options)
 
 
-def parse(kind: type[Config], args: list[str] | None = None, prog: str | None = None) -> Config:
-    """Read a command line into `kind`, over the preset that --config names. Raises UserError for a bad option; --help
-    and, where several processes read the same line, all but the first of them end the process."""
-    args = sys.argv[1:] if args is None else args
+def parse(
+    kind: type[Config], args: list[str] | None = None, prog: str | None = None, in_place: Sequence[str] = ()
+) -> Config:
+    """Read a command line into `kind`, over the preset that --config names. `in_place` are the options whose values may
+    come first, without their names. Raises UserError for a bad option; --help and, where several processes read the
+    same line, all but the first of them end the process."""
     default = kind()
+    args = spelt_out(sys.argv[1:] if args is None else args, flattened(default), in_place)
     path = _value_of("--config", args)
     if path is None and "--resume" in args and (output := _value_of("--output", args)):
         own = Path(output) / "config.toml"  # a run goes on with its own options
@@ -44,6 +47,8 @@ def overlaid(config: Config, values: dict[str, Any], option: str, file: str) -> 
 
 def _read(args: list[str], default: Config, where: str = "", prog: str | None = None) -> Config:
     """Read a command line over `default`."""
+    args = spelt_out(args, flattened(default))
+    _choose_steps_or_epochs(args, default, where)
     import tyro
     from tyro._errors import on_parse_error  # private in tyro 1.0, so pyproject.toml keeps tyro below 1.1
 
@@ -58,8 +63,7 @@ def _read(args: list[str], default: Config, where: str = "", prog: str | None = 
 def _complaint(event: Any, known: list[str]) -> str:
     """What a parse error of tyro says, in one line."""
     if tokens := getattr(event, "tokens", None):
-        near = [_nearest(token, known) for token in tokens if token.startswith("--")]
-        found = dict.fromkeys(filter(None, near))
+        found = dict.fromkeys(near for token in tokens if token.startswith("--") for near in nearest(token, known))
         hint = f"did you mean {' or '.join(found)}?" if found else "--help lists them all"
         return f"Unrecognized options: {', '.join(tokens)}; {hint}"
     argument = event.argument.lowered.name_or_flags[0] if getattr(event, "argument", None) else "an option"
@@ -70,10 +74,20 @@ def _complaint(event: Any, known: list[str]) -> str:
     return f"Missing value for argument '{argument}'"
 
 
-def _nearest(option: str, known: list[str]) -> str | None:
-    """The known option that is spelt most like one that is not."""
-    name = option.partition("=")[0].removeprefix("--").replace("-", "_")
-    return next(map(option_name, difflib.get_close_matches(name, known, 1)), None)
+def _choose_steps_or_epochs(args: list[str], default: Options, where: str) -> None:
+    """Have what a command line gives of --train.steps and --train.epochs take the place of the other one's default.
+    Raises UserError if it gives both."""
+    for steps in [name for name in given(args) if name.rpartition(".")[2] == "steps"]:
+        epochs = f"{steps.removesuffix('steps')}epochs"
+        if epochs in given(args):
+            raise UserError(
+                f"{option_name(steps)} and {option_name(epochs)} are two ways to say how long: give one of them{where}"
+            )
+        group: Any = default
+        for part in steps.split(".")[:-1]:
+            group = getattr(group, part, None)
+        if hasattr(group, "epochs"):
+            group.epochs = None
 
 
 def _refuse_unknown(values: dict[str, Any], default: Options, where: str) -> None:
@@ -83,7 +97,7 @@ def _refuse_unknown(values: dict[str, Any], default: Options, where: str) -> Non
     for name, value in _flatten(values).items():
         option = f"{where}: {option_name(name)}"
         if name.replace("-", "_") not in known:
-            near = _nearest(name, list(known))
+            near = " or ".join(nearest(name, known))
             raise UserError(f"{option} is no option; {f'did you mean {near}?' if near else '--help lists them all'}")
         if name.replace("-", "_") in marked(default, Mark.ONCE) and value is not False:  # as old config.toml files say
             raise UserError(

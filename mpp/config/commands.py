@@ -12,6 +12,7 @@ from mpp.config.options import (
     Data,
     Eval,
     FineTuneOptim,
+    FineTuneTrain,
     LabelledAugment,
     LabelledData,
     LabelledTrain,
@@ -120,6 +121,7 @@ class FineTune(Training, FineTuning):
     init: str = "scratch"
     """A run's folder, an exported backbone's folder, a hub id, or scratch: random weights of --model.variant."""
     data: LabelledData = but(LabelledData)
+    train: FineTuneTrain = but(FineTuneTrain, log_every=10)
     eval_only: bool = False
     """Train nothing: measure the fine-tuned run (or its classifier/) that --init names on the evaluation split."""
     calibrate: bool = False

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from mpp.config.bounds import LARGEST
 from mpp.config.options import Train
 
 
@@ -18,8 +19,11 @@ def height_width(img_size: int | Sequence[int] | None) -> tuple[int, int]:
 
 
 def images_seen(train: Train) -> int:
-    """How many images a run trains on; repeats count."""
-    return train.steps * train.batch_size
+    """How many images a run trains on, at least; repeats count. An epoch that is not counted yet is as many as there
+    are."""
+    if (train.epochs or 0) >= 1 or not train.steps:
+        return LARGEST
+    return 0 if train.epochs else train.steps * train.batch_size
 
 
 def num_corrupted(num_patches: int, ratio: float) -> int:

@@ -210,6 +210,8 @@ class Train:
     """How long, how fast, and what is kept."""
 
     steps: Count = 900  # Optimiser steps in all; a resumed run counts the steps it already has.
+    epochs: Positive | None = None
+    """Passes over the training images. --train.steps follows from it: give one of them."""
     batch_size: Count = 32  # Images a step, over all processes and accumulation.
     accumulate: Harmless[Count] = 1  # Compute a step's batch in this many parts, one after another, to save memory.
     auto_batch: Harmless[bool] = False
@@ -234,6 +236,18 @@ class LabelledTrain(Train):
     """How long, how fast, and what is kept."""
 
     label_smoothing: Share = 0.1  # Share of a label's weight that is spread over all classes, in 0..1.
+
+
+@dataclass
+class FineTuneTrain(LabelledTrain):
+    """How long, how fast, and what is kept."""
+
+    steps: Whole = 0
+    """Optimiser steps in all; a resumed run counts the steps it already has. 0: 60 epochs of the labels, but from 200
+    to 2,000 steps, and 5 epochs where those are more."""
+    batch_size: Whole = 0
+    """Images a step, over all processes and accumulation. 0: a power of two from 16 to 128, so that an epoch of the
+    labels has 8 steps or more."""
 
 
 @dataclass

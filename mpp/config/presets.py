@@ -65,4 +65,7 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     nested = {
         name for name in under.keys() & over.keys() if isinstance(under[name], dict) and isinstance(over[name], dict)
     }
+    under = {
+        name: value for name, value in under.items() if {"steps": "epochs", "epochs": "steps"}.get(name) not in over
+    }
     return under | over | {name: merged(under[name], over[name]) for name in nested}

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mpp.config.commands import FineTune, Trained
+from mpp.config.schedule import told
 from mpp.data.batches import Feed
 from mpp.data.loader import Share
 from mpp.models.backbones import digest_of
@@ -36,6 +37,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     init = digest_of(config.init) if isinstance(config, FineTune) else None
     checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator, init)
     start = checkpoints.resume(learner, options.steps, config.resume_anyway) if config.resume else checkpoints.fresh()
+    accelerator.print(told(options, job.data.count))
     learner.begin(start.step, start.span)
     if options.auto_batch:
         share = fitting_share(job, config, accelerator, learner.bare, share, start.step, start.positions)
