@@ -307,7 +307,11 @@ def test_an_empty_folder_is_said_in_one_line(tmp_path):
             {"train.steps": 20, "optim.warmup_steps": 10_000},
             "--train.steps 20: .* to 6e-06 of --optim.lr 0.003 ",
         ),
-        (FineTune, {"optim.warmup_steps": 800}, "--optim.warmup-steps 800 is not below --train.steps 800"),
+        (
+            FineTune,
+            {"optim.warmup_steps": 800, "train.steps": 800},
+            "--optim.warmup-steps 800 is not below --train.steps 800",
+        ),
         (
             Compare,
             {"finetune.train.steps": 20},
