@@ -15,6 +15,7 @@ from mpp.config.commands import Compare, Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import Data, LabelledAugment, LabelledData, LabelledTrain, Model, PooledModel, ProbedEval
 from mpp.config.presets import find_preset, read_toml
+from mpp.config.schedule import refuse_epochs
 from mpp.data.identity import Identity
 from mpp.data.splits import open_labelled, open_splits
 from mpp.errors import UserError, renamed
@@ -97,6 +98,7 @@ def _pretraining(config: Compare, values: dict[str, Any], arm: str) -> Pretrain:
     with renamed("--", f"--arms {arm}: --", texts(options)):
         check_bounds(options)
         check_pretraining(options)
+        refuse_epochs(options.train)
     return _with_curve(options, config)
 
 

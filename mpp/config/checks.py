@@ -19,7 +19,7 @@ from mpp.config.commands import (
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
 from mpp.config.options import Augment, Data, MeasuredData
-from mpp.config.schedule import warn_of_long_warmup
+from mpp.config.schedule import refuse_epochs, warn_of_long_warmup
 from mpp.errors import UserError, renamed
 
 
@@ -150,8 +150,7 @@ def _check_compare(config: Compare) -> None:
     if len(set(config.pretrain_seeds)) < len(config.pretrain_seeds):
         raise UserError("--pretrain-seeds must be one or more, each given once")
     for of, train in {"pretrain.": config.pretrain.train, "finetune.": config.finetune.train}.items():
-        if train.epochs is not None:
-            raise UserError(f"--{of}train.epochs {train.epochs:g}: a comparison plans in --{of}train.steps; give those")
+        refuse_epochs(train, of)
     with renamed("--", "--pretrain.", texts(config)):
         check_pretraining(config.pretrain)
     with renamed("--", "--finetune.", texts(config)):

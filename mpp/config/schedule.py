@@ -72,3 +72,9 @@ def warn_of_long_warmup(optim: Optim, train: Train, of: str = "") -> None:
             f"--{of}optim.warmup-steps {warmup} is not below --{of}train.steps {steps}: the learning rate rises to "
             f"{optim.lr * steps / warmup:.2g} of --{of}optim.lr {optim.lr:g} and never falls; give fewer warm-up steps"
         )
+
+
+def refuse_epochs(train: Train, of: str = "") -> None:
+    """Raise UserError if a training of a comparison, which plans and counts ahead in steps, is given in epochs."""
+    if train.epochs is not None:
+        raise UserError(f"--{of}train.epochs {train.epochs:g}: a comparison plans in --{of}train.steps; give those")
