@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from importlib import import_module, util
 from typing import Any, NoReturn
 
-from mpp.config import Cache, Compare, Embed, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
+from mpp.config import Cache, Compare, Doctor, Embed, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
-from mpp.config.commands import Run
+from mpp.config.commands import AnyCommand, Plain, Run
 from mpp.config.presets import presets, purpose
 from mpp.errors import UserError, is_first_process, plain_warnings
 from mpp.files import shipped
@@ -43,6 +43,7 @@ COMMANDS = {
     "predict": Command(Predict, "mpp.commands.predict:run_predict", _RUN_DATA),
     "embed": Command(Embed, "mpp.commands.embed:run_embed", _RUN_DATA),
     "pack": Command(Pack, "mpp.commands.pack:run_pack", _DATA),
+    "doctor": Command(Doctor, "mpp.commands.doctor:run_doctor", _DATA),
     "cache": Command(Cache, "mpp.commands.cache:run_cache"),
 }
 OTHERS = {
@@ -51,7 +52,7 @@ OTHERS = {
 }
 
 
-def start(config: Run | Compare | Predict | Embed | Pack | Cache) -> Any:
+def start(config: AnyCommand) -> Any:
     """Check a command's options, set up the devices and do its work. Returns what the command found, and nothing if a
     signal stopped it."""
     with plain_warnings(), STOP:
@@ -67,10 +68,10 @@ def start(config: Run | Compare | Predict | Embed | Pack | Cache) -> Any:
     return {}
 
 
-def _work(config: Run | Compare | Predict | Embed | Pack | Cache) -> Any:
+def _work(config: AnyCommand) -> Any:
     module, function = next(c.work for c in COMMANDS.values() if type(config) is c.options).split(":")
     work = getattr(import_module(module), function)  # heavy imports come after the checks
-    if isinstance(config, Pack | Cache):
+    if isinstance(config, Plain):
         return work(config)
     from mpp.run.machine import let_go, pinned_by_one, start_accelerator
 
@@ -99,7 +100,7 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
     return main
 
 
-def call(name: str, config: Run | Compare | Predict | Embed | Pack | Cache | Mapping[str, Any]) -> Any:
+def call(name: str, config: AnyCommand | Mapping[str, Any]) -> Any:
     """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
     kind = COMMANDS[name].options
     return start(parse(kind, as_arguments(config)) if isinstance(config, Mapping) else config)

@@ -1,6 +1,28 @@
 """Options: what they are (`options`, `commands`), how they are read (`command_line`, `presets`), what one may be
 (`bounds`), what several may be together (`checks`), and what follows from them (`derived`)."""
 
-from mpp.config.commands import Cache, Compare, Embed, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
+from mpp.config.commands import (
+    Cache,
+    Compare,
+    Doctor,
+    Embed,
+    FineTune,
+    LinearProbe,
+    Pack,
+    Predict,
+    Pretrain,
+    Supervised,
+)
 
-__all__ = ["Cache", "Compare", "Embed", "FineTune", "LinearProbe", "Pack", "Predict", "Pretrain", "Supervised"]
+__all__ = [
+    "Cache",
+    "Compare",
+    "Doctor",
+    "Embed",
+    "FineTune",
+    "LinearProbe",
+    "Pack",
+    "Predict",
+    "Pretrain",
+    "Supervised",
+]

@@ -8,6 +8,7 @@ from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
 from mpp.config.commands import (
     Compare,
+    Doctor,
     Embed,
     FineTune,
     FineTuning,
@@ -46,6 +47,8 @@ def check(config: Options) -> None:
         _check_predict(config)
     elif isinstance(config, Embed):
         _check_embed(config)
+    elif isinstance(config, Doctor) and config.out and not config.out.endswith((".parquet", ".csv")):
+        raise UserError(f"--out {config.out} must end in .parquet or .csv")
 
 
 def _check_held_out(data: MeasuredData) -> None:

@@ -253,6 +253,29 @@ class Pack:
 
 
 @dataclass
+class Doctor:
+    """Look at every image of a set: what is broken, odd or there twice, and how to begin pretraining on it.
+
+    It counts images, sizes, values and classes, names those that cannot be read, finds copies and images that look
+    alike within and between the splits, and proposes a command line. Examples:
+
+      mpp doctor photos
+      mpp doctor photos --against benchmark --out doctor.csv
+    """
+
+    data: Source = but(Source)
+    """The set; all of its splits are looked at."""
+    against: str | None = None  # Another set, as --data.path: which of its images are in this one?
+    init: str = ""
+    """A run or backbone by whose features images look alike (cosine 0.95), instead of by a hash of the picture."""
+    out: Once[str | None] = None
+    """A .csv or .parquet file for every pair and every image that cannot be read: kind, image, other, their splits and
+    labels."""
+    overwrite: Once[bool] = False  # Replace the file that --out names, if there is one.
+    workers: Whole | None = None  # Processes that decode images. Default: one a core, at most 8; few images: none.
+
+
+@dataclass
 class Cache:
     """List the sets of small images that training has decoded into its cache, or remove them.
 
@@ -266,3 +289,5 @@ class Cache:
 
 Trained = Pretrain | Supervised | FineTune
 Run = Trained | LinearProbe  # each leaves a run's folder
+Plain = Pack | Cache | Doctor  # each does without devices
+AnyCommand = Run | Compare | Predict | Embed | Plain
