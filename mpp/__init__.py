@@ -28,7 +28,7 @@ _HOMES = {
     "load_images": "data.images",
     "push_to_hub": "commands.cards",
 }
-_COMMANDS = ("supervised", "finetune", "probe", "compare", "predict", "embed", "doctor")
+_COMMANDS = ("supervised", "finetune", "probe", "compare", "predict", "embed", "convert", "doctor")
 __all__ = [
     "VARIANTS",
     "Classifier",
@@ -36,6 +36,7 @@ __all__ = [
     "MaskedPatchModel",
     "ViT",
     "compare",
+    "convert",
     "doctor",
     "draw_corruption",
     "embed",

@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from importlib import import_module, util
 from typing import Any, NoReturn
 
-from mpp.config import Cache, Compare, Doctor, Embed, FineTune, LinearProbe, Pack, Predict, Pretrain, Supervised
+from mpp.config import (
+    Cache,
+    Compare,
+    Convert,
+    Doctor,
+    Embed,
+    FineTune,
+    LinearProbe,
+    Pack,
+    Predict,
+    Pretrain,
+    Supervised,
+)
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import AnyCommand, Plain, Run
@@ -42,6 +54,7 @@ COMMANDS = {
     "compare": Command(Compare, "mpp.comparison.compare:run_comparison", _DATA),
     "predict": Command(Predict, "mpp.commands.predict:run_predict", _RUN_DATA),
     "embed": Command(Embed, "mpp.commands.embed:run_embed", _RUN_DATA),
+    "convert": Command(Convert, "mpp.commands.convert:run_convert", ("--init",)),
     "pack": Command(Pack, "mpp.commands.pack:run_pack", _DATA),
     "doctor": Command(Doctor, "mpp.commands.doctor:run_doctor", _DATA),
     "cache": Command(Cache, "mpp.commands.cache:run_cache"),

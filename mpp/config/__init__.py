@@ -4,6 +4,7 @@
 from mpp.config.commands import (
     Cache,
     Compare,
+    Convert,
     Doctor,
     Embed,
     FineTune,
@@ -17,6 +18,7 @@ from mpp.config.commands import (
 __all__ = [
     "Cache",
     "Compare",
+    "Convert",
     "Doctor",
     "Embed",
     "FineTune",

@@ -8,6 +8,7 @@ from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
 from mpp.config.commands import (
     Compare,
+    Convert,
     Doctor,
     Embed,
     FineTune,
@@ -49,6 +50,8 @@ def check(config: Options) -> None:
         _check_embed(config)
     elif isinstance(config, Doctor) and config.out and not config.out.endswith((".parquet", ".csv")):
         raise UserError(f"--out {config.out} must end in .parquet or .csv")
+    elif isinstance(config, Convert) and bool(config.init and config.to) == bool(config.from_pth):
+        raise UserError("give a run and --to FORM FOLDER, or --from-pth FILE alone")
 
 
 def _check_held_out(data: MeasuredData) -> None:

@@ -32,6 +32,8 @@ from mpp.config.options import (
     Visible,
 )
 
+Form = Literal["timm", "hf", "torchvision", "npz", "onnx", "torch-export"]
+
 
 @dataclass
 class Pretraining(Seeded):
@@ -82,7 +84,8 @@ class LinearProbe(Place, Seeded):
     """
 
     init: str = "scratch"
-    """A run's folder, an exported backbone's folder, a hub id, or scratch: random weights of --model.variant."""
+    """A run's folder, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, a .safetensors or .npz of others,
+    or scratch: random weights of --model.variant."""
     data: LabelledData = but(LabelledData)
     model: PooledModel = but(PooledModel, img_size=None)
     probe: Probe = but(Probe)
@@ -119,7 +122,8 @@ class FineTune(Training, FineTuning):
     """
 
     init: str = "scratch"
-    """A run's folder, an exported backbone's folder, a hub id, or scratch: random weights of --model.variant."""
+    """A run's folder, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, a .safetensors or .npz of others,
+    or scratch: random weights of --model.variant."""
     data: LabelledData = but(LabelledData)
     train: FineTuneTrain = but(FineTuneTrain, log_every=10)
     eval_only: bool = False
@@ -214,7 +218,8 @@ class Embed:
       mpp embed runs/tin photos --out photos.parquet --projector --pca
     """
 
-    init: str = ""  # A run's folder, an exported backbone's folder, or a hub id.
+    init: str = ""
+    """A run's folder, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, .safetensors, .npz of others."""
     data: Data = but(Data)
     """The images: --data.split, or the only split."""
     out: str = "embeddings.parquet"
@@ -235,6 +240,25 @@ class Embed:
     overwrite: Once[bool] = False  # Replace the file that --out names, if it holds something else.
     batch_size: Count = 256  # Images a forward pass.
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on accelerators that have it, else fp32.
+
+
+@dataclass
+class Convert:
+    """Write a run as timm, transformers, torchvision, ONNX or the ViT authors have it, or read a pickle safely.
+
+    A fine-tuned run goes out with its classifier. The other library opens the folder, and how far its outputs differ is
+    printed. Whatever --init of other commands takes can be converted. Examples:
+
+      mpp convert runs/fine --to hf fine-hf
+      mpp convert runs/tin --to timm tin-timm
+      mpp convert --from-pth mae_pretrain_vit_base.pth
+    """
+
+    init: str = ""  # A run's folder, an exported backbone or classifier, or weights of another library.
+    to: Once[tuple[Form, str] | None] = None  # The form, and the folder to write.
+    from_pth: Once[str | None] = None
+    """A pickle (.pth, .pt, .bin) whose tensors are written as .safetensors beside it, for --init. Nothing in it is
+    run."""
 
 
 @dataclass
@@ -289,5 +313,5 @@ class Cache:
 
 Trained = Pretrain | Supervised | FineTune
 Run = Trained | LinearProbe  # each leaves a run's folder
-Plain = Pack | Cache | Doctor  # each does without devices
+Plain = Convert | Pack | Cache | Doctor  # each does without devices
 AnyCommand = Run | Compare | Predict | Embed | Plain

@@ -48,6 +48,8 @@ class OnHub:
 def on_hub(name: str, option: str) -> OnHub | None:
     """What hf://owner/name[@revision] names, or owner/name where there is no folder `owner`; None for what is or looks
     like a path. Raises UserError if hf:// is followed by no such name."""
+    if name.startswith(("hf:", "timm:")) and not name.startswith("hf://"):
+        name = _of_library(name, option)
     if name.startswith("hf://"):
         found = re.fullmatch(rf"hf://((?:{_NAME}/)?{_NAME})(?:@([\w./-]+))?", name)
         if not found:
@@ -57,6 +59,24 @@ def on_hub(name: str, option: str) -> OnHub | None:
     if not re.fullmatch(f"{_NAME}/{_NAME}", name) or path.suffix.lower() in _FILES:
         return None
     return None if path.parent.exists() or path.exists() else OnHub(name)
+
+
+def _of_library(name: str, option: str) -> str:
+    """hf:FOLDER, timm:FOLDER -> the folder; hf:owner/name, timm:MODEL.TAG -> hf://owner/name."""
+    library, _, rest = name.partition(":")
+    path = Path(rest).expanduser()
+    if path.exists() or rest.startswith((".", "/", "~")) or (library == "hf" and path.parent.exists() and "/" in rest):
+        return rest
+    if library == "timm" and "." not in rest:
+        try:
+            from timm.models import get_pretrained_cfg
+        except ImportError as error:
+            raise UserError(f"{option} {name}: give the tag, too, as in timm:vit_base_patch16_224.mae") from error
+        found = get_pretrained_cfg(rest, allow_unregistered=True)
+        if not (found and found.hf_hub_id):
+            raise UserError(f"{option} {name}: timm has no weights of that name")
+        return f"hf://{found.hf_hub_id.rstrip('/')}" + (rest if found.hf_hub_id.endswith("/") else "")
+    return f"hf://timm/{rest}" if library == "timm" else f"hf://{rest}"
 
 
 def missing(option: str, name: str) -> UserError:

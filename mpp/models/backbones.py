@@ -13,7 +13,8 @@ from mpp.config.hub import missing, on_hub
 from mpp.config.options import Model, PooledModel
 from mpp.errors import UserError, first_line
 from mpp.files import is_special, sha256_of
-from mpp.models.foreign import WAY_OUT, whose
+from mpp.models.foreign.naming import WAY_OUT, whose
+from mpp.models.foreign.sources import foreign
 from mpp.models.pretrained import Pretrained
 from mpp.models.vit import ViT
 
@@ -75,7 +76,11 @@ def refuse_shape_options(init: str, model: PooledModel) -> None:
 
 def digest_of(init: str) -> str | None:
     """SHA-256 of the weights that --init names, to detect a change. None for scratch and for weights on the hub."""
-    weights = Path(exported(init, "backbone")[0], "model.safetensors") if init != "scratch" else Path()
+    weights = Path()
+    if found := foreign(init):
+        weights = found.weights or Path()
+    elif init != "scratch":
+        weights = Path(exported(init, "backbone")[0], "model.safetensors")
     return _digest(weights, weights.stat().st_mtime_ns) if weights.is_file() else None
 
 
@@ -85,10 +90,12 @@ def _digest(weights: Path, written: int) -> str:
 
 
 def load_backbone(init: str, **options: Any) -> ViT:
-    """A trained encoder from a run's folder, an exported backbone's folder or a hub id.
+    """A trained encoder from a run's folder, an exported backbone's folder, a hub id, or weights of another library.
 
     `options` (dropout, drop_path) override those of its training. Raises UserError if no backbone can be loaded.
     """
+    if found := foreign(init):
+        return found.load(**options)
     return load_exported(ViT, init, "backbone", **options)
 
 

@@ -28,29 +28,50 @@ class Block(nn.Module):
         dropout: float,
         drop_path: float,
         relative_grid: tuple[int, int] | None,
+        layer_scale: bool = False,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.attn = Attention(embed_dim, num_heads, dropout, relative_grid)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.attn = Attention(embed_dim, num_heads, dropout, relative_grid, qkv_bias)
+        self.ls1 = LayerScale(embed_dim) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = Mlp(embed_dim, round(mlp_ratio * embed_dim), dropout)
+        self.ls2 = LayerScale(embed_dim) if layer_scale else nn.Identity()
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
-        attended = self.attn(self.norm1(x), at)
+        attended = self.ls1(self.attn(self.norm1(x), at))
         x = (x if at is None else gather(x, at)) + self.drop_path(attended)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class LayerScale(nn.Module):
+    """A learnt factor for each channel. (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(embed_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to queries, keys and values. (B, T, D) -> (B, T, D)."""
 
     def __init__(
-        self, embed_dim: int, num_heads: int, dropout: float, relative_grid: tuple[int, int] | None = None
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float,
+        relative_grid: tuple[int, int] | None = None,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.relative = None if relative_grid is None else RelativePositions(relative_grid, embed_dim // num_heads)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.drop = nn.Dropout(dropout)
@@ -60,12 +81,12 @@ class Attention(nn.Module):
         if at is None:
             q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         else:
-            dim = x.shape[-1]
-            q = F.linear(gather(x, at), self.qkv.weight[:dim], self.qkv.bias[:dim])
+            weight, bias, dim = self.qkv.weight, self.qkv.bias, x.shape[-1]
+            q = F.linear(gather(x, at), weight[:dim], None if bias is None else bias[:dim])
             (q,) = split_heads(q, 1, self.num_heads)
-            k, v = split_heads(F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]), 2, self.num_heads)
-        bias = None if self.relative is None else self.relative(q, at)
-        x = attend(q, k, v, bias)
+            kv = F.linear(x, weight[dim:], None if bias is None else bias[dim:])
+            k, v = split_heads(kv, 2, self.num_heads)
+        x = attend(q, k, v, None if self.relative is None else self.relative(q, at))
         return self.drop(self.proj(rearrange(x, "b h t d -> b t (h d)")))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mpp.files import ordinary_modes
-from mpp.models.foreign import WAY_OUT, whose
+from mpp.models.foreign.naming import WAY_OUT, whose
 from mpp.models.sizes import refuse_beyond_use
 
 _LONGEST_CONFIG = 16 << 20  # bytes: twenty times those of ImageNet-21k's classes

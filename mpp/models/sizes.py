@@ -32,6 +32,24 @@ def refuse_no_numbers(most: float, **numbers: Any) -> None:
             raise ValueError(f"{name} must be a number from 0 to {most:g}, not {shown(value)}")
 
 
+def refuse_no_switches(**switches: Any) -> None:
+    """Raise ValueError for what is neither true nor false."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, not {shown(value)}")
+
+
+def refuse_no_colour(name: str, values: Any, channels: int) -> None:
+    """Raise ValueError for what is no number a channel, above 0 if it is the standard deviation; None is a default."""
+    if values is None:
+        return
+    numbers = values if isinstance(values, list | tuple) else []
+    if len(numbers) != channels or any(type(n) not in (int, float) or not abs(n) <= 1000 for n in numbers):
+        raise ValueError(f"{name} must be {channels} numbers, one a channel, not {shown(values)}")
+    if name == "std" and min(numbers) <= 0:
+        raise ValueError(f"std must be above 0, not {shown(values)}")
+
+
 def refuse_no_size(img_size: Any) -> None:
     """Raise ValueError for what is neither a side nor (height, width)."""
     sides = img_size if isinstance(img_size, list | tuple) else [img_size]

@@ -20,7 +20,14 @@ from mpp.config.derived import height_width
 from mpp.models.blocks import Block, gather
 from mpp.models.positions import RelativePositions, interpolate, sincos, sincos_2d
 from mpp.models.pretrained import Pretrained
-from mpp.models.sizes import refuse_no_counts, refuse_no_numbers, refuse_no_size, refuse_unknown
+from mpp.models.sizes import (
+    refuse_no_colour,
+    refuse_no_counts,
+    refuse_no_numbers,
+    refuse_no_size,
+    refuse_no_switches,
+    refuse_unknown,
+)
 
 PosEmbed = Literal["1d", "2d", "relative", "none"]
 
@@ -48,7 +55,7 @@ class ViT(
     tags=["vision-transformer", "masked-patch-prediction"],
     license="apache-2.0",
 ):
-    """A Vision Transformer encoder: normalised images (B, C, H, W) -> tokens (B, 1 + N, D), [class] first.
+    """A Vision Transformer encoder: images (B, C, H, W) in -1..1 -> tokens (B, 1 + N, D), [class] first.
 
     Args:
         variant: a size of `VARIANTS`; `embed_dim`, `depth`, `num_heads` and `mlp_ratio` (4 in the paper) override it.
@@ -65,9 +72,20 @@ class ViT(
         dropout: probability, in 0..1, after the position embeddings and every linear layer of a block except qkv.
         drop_path: probability, in 0..1, of skipping the last block's branches for a sample; rises linearly with depth.
 
+    What weights of other libraries may ask for (models/foreign):
+        mean, std: of each channel, of pixels in 0..1: the model normalises what it is given (-1..1) by them. None: 0.5.
+        class_token: whether there is a [class]. Without, the mean of the patches stands in its place in the output.
+        registers: how many learnt tokens take part in the blocks and are dropped at the end (arXiv 2309.16588).
+        layer_scale: whether a learnt factor a channel scales each branch (arXiv 2103.17239).
+        pre_norm, final_norm: whether there is a norm before the first block, and after the last.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        norm_eps: what norms add to the variance.
+
     Raises ValueError if sizes do not fit each other or a name is unknown.
     """
 
+    mean: Tensor
+    std: Tensor
     _hub_mixin_config: dict[str, Any]  # the arguments of __init__, stored by the mixin
 
     def __init__(
@@ -86,6 +104,15 @@ class ViT(
         dropout: float = 0.0,
         drop_path: float = 0.0,
         pixel_range: Sequence[float] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        class_token: bool = True,
+        registers: int = 0,
+        layer_scale: bool = False,
+        pre_norm: bool = False,
+        final_norm: bool = True,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         refuse_unknown(variant=(variant, tuple(VARIANTS)), pos_embed=(pos_embed, get_args(PosEmbed)))
@@ -94,7 +121,13 @@ class ViT(
         refuse_no_counts(embed_dim=embed_dim, depth=depth, num_heads=num_heads)
         refuse_no_numbers(1, dropout=dropout, drop_path=drop_path)
         refuse_no_numbers(1000, mlp_ratio=mlp_ratio)
+        refuse_no_numbers(1, norm_eps=norm_eps)
+        refuse_no_counts(registers=registers or None)
+        refuse_no_switches(class_token=class_token, layer_scale=layer_scale, qkv_bias=qkv_bias)
+        refuse_no_switches(pre_norm=pre_norm, final_norm=final_norm)
         refuse_no_size(img_size)
+        for name, values in {"mean": mean, "std": std}.items():
+            refuse_no_colour(name, values, in_chans)
         low, high = pixel_range or (0.0, 1.0)
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"pixel_range {pixel_range} must be the lowest value, then a higher one")
@@ -110,6 +143,8 @@ class ViT(
             )
         if pos_init == "sincos" and pos_embed in ("1d", "2d") and self.embed_dim % 4:
             raise ValueError(f"pos_init sincos needs an embed_dim that is a multiple of 4, not {self.embed_dim}")
+        if pos_embed == "relative" and (registers or not class_token):
+            raise ValueError("pos_embed relative is of [class] and patches: it fits neither registers nor no [class]")
         self.pos_init = pos_init
         self.patch_size = patch_size
         self.in_chans = in_chans
@@ -118,15 +153,23 @@ class ViT(
         self.grid = self._grid_of(self.img_size)
 
         self.patch_embed = nn.Linear(in_chans * patch_size**2, self.embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        self.normalised = mean is not None or std is not None  # by other numbers than 0.5
+        mean, std = ([0.5] * in_chans if values is None else values for values in (mean, std))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)  # (C, 1, 1)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.first = int(class_token)  # tokens before the patches
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim)) if class_token else None
+        self.registers = registers
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, self.embed_dim)) if registers else None
         height, width = self.grid
         if pos_embed == "1d":
-            self.pos_embed = nn.Parameter(torch.empty(1, 1 + height * width, self.embed_dim))
+            self.pos_embed = nn.Parameter(torch.empty(1, self.first + height * width, self.embed_dim))
         elif pos_embed == "2d":
-            self.pos_embed_cls = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+            self.pos_embed_cls = nn.Parameter(torch.empty(1, self.first, self.embed_dim))
             self.pos_embed_rows = nn.Parameter(torch.empty(height, self.embed_dim // 2))
             self.pos_embed_cols = nn.Parameter(torch.empty(width, self.embed_dim // 2))
         self.pos_drop = nn.Dropout(dropout)
+        self.norm_pre = nn.LayerNorm(self.embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
                 self.embed_dim,
@@ -135,10 +178,13 @@ class ViT(
                 dropout,
                 drop_path=drop_path * i / max(1, self.depth - 1),
                 relative_grid=self.grid if pos_embed == "relative" else None,
+                layer_scale=layer_scale,
+                qkv_bias=qkv_bias,
+                norm_eps=norm_eps,
             )
             for i in range(self.depth)
         )
-        self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+        self.norm = nn.LayerNorm(self.embed_dim, eps=norm_eps) if final_norm else nn.Identity()
         self.activation_checkpointing = False  # whether the backward pass recomputes activations
         self.initialise()
 
@@ -148,7 +194,7 @@ class ViT(
         return self.grid[0] * self.grid[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images: (B, C, H, W) normalised floats -> (B, 1 + N, D) tokens after the last norm."""
+        """Encode images: (B, C, H, W), values in -1..1 -> (B, 1 + N, D) tokens after the last norm."""
         return self.encode(self.embed(images))
 
     def embed(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -161,6 +207,8 @@ class ViT(
                 f"images of {images.shape[-2]}x{images.shape[-1]} do not fit a ViT for {self.img_size[0]}x"
                 f"{self.img_size[1]}; vit.resize({tuple(images.shape[-2:])}) interpolates its position embeddings"
             )
+        if self.normalised:
+            images = ((images + 1) / 2 - self.mean) / self.std
         p = self.patch_size
         patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
         return self.patch_embed(patches if visible is None else gather(patches, visible))
@@ -176,35 +224,52 @@ class ViT(
         """
         if visible is not None and self.pos_embed_kind == "relative":
             raise ValueError("pos_embed relative needs all patches: it cannot encode the visible ones alone")
-        tokens = self.add_positions(embeddings, visible)
+        tokens = self.enter(self.add_positions(embeddings, visible))
         for block in self.blocks[:-1]:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
-        return self.norm(self.blocks[-1](tokens, None if patches is None else patches + 1))  # [class] is token 0
+        if patches is not None:
+            return self.norm(self.blocks[-1](tokens, patches + self.first))
+        return self.leave(self.norm(self.blocks[-1](tokens)))
 
     def layers(self, images: Tensor, numbers: Sequence[int]) -> list[Tensor]:
         """Tokens (B, 1 + N, D) after blocks `numbers` (1..depth) and the last norm. Block `depth` equals `forward`."""
-        tokens = self.add_positions(self.embed(images))
+        tokens = self.enter(self.add_positions(self.embed(images)))
         found = {}
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens)
             if number in numbers:
-                found[number] = self.norm(tokens)
+                found[number] = self.leave(self.norm(tokens))
         return [found[number] for number in numbers]
 
     def add_positions(self, embeddings: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Put [class] in front and add the position embeddings: (B, N, D) -> (B, 1 + N, D); or those of the patches
-        `visible` (B, V), whose embeddings are given: (B, V, D) -> (B, 1 + V, D)."""
-        tokens = torch.cat([self.cls_token.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
+        """Put [class] in front, if there is one, and add the position embeddings: (B, N, D) -> (B, 1 + N, D); or those
+        of the patches `visible` (B, V), whose embeddings are given: (B, V, D) -> (B, 1 + V, D)."""
+        tokens = embeddings
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
         positions = self.positions()
         if positions is not None and visible is not None:
-            positions = F.embedding(F.pad(visible + 1, (1, 0)), positions[0])  # [class] is token 0
+            places = F.pad(visible + self.first, (self.first, 0))  # [class] is token 0
+            positions = F.embedding(places, positions[0])
         return self.pos_drop(tokens if positions is None else tokens + positions)
 
+    def enter(self, tokens: Tensor) -> Tensor:
+        """What the first block is given: registers at the end, where they move no patch, and the norm before it."""
+        if self.reg_token is not None:
+            tokens = torch.cat([tokens, self.reg_token.expand(tokens.shape[0], -1, -1)], dim=1)
+        return self.norm_pre(tokens)
+
+    def leave(self, tokens: Tensor) -> Tensor:
+        """The blocks' tokens without registers, [class] or else the patches' mean in front: -> (B, 1 + N, D)."""
+        if self.registers:
+            tokens = tokens[:, : -self.registers]
+        return tokens if self.first else torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
+
     def positions(self) -> Tensor | None:
-        """The absolute position embeddings (1, 1 + N, D), or None for "relative" and "none"."""
+        """The absolute position embeddings (1, 1 + N, D), [class] first if it is there; None for relative and none."""
         if self.pos_embed_kind == "1d":
             return self.pos_embed
         if self.pos_embed_kind == "2d":
@@ -226,7 +291,7 @@ class ViT(
             return self
         with torch.no_grad():
             if self.pos_embed_kind == "1d":
-                cls, places = self.pos_embed[:, :1], self.pos_embed[0, 1:]
+                cls, places = self.pos_embed[:, : self.first], self.pos_embed[0, self.first :]
                 places = interpolate(rearrange(places, "(h w) d -> h w d", h=old[0]), self.grid)
                 places = torch.cat([cls, rearrange(places, "h w d -> 1 (h w) d")], dim=1)
                 self.pos_embed = nn.Parameter(places, self.pos_embed.requires_grad)
@@ -256,10 +321,12 @@ class ViT(
                 nn.init.uniform_(module.weight, -bound, bound)
             else:
                 nn.init.xavier_uniform_(module.weight)
-            nn.init.normal_(module.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.cls_token)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(module.bias)
+        if self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
         for name, parameter in self.named_parameters():
-            if "pos_embed" in name or "relative" in name:
+            if "pos_embed" in name or "relative" in name or "reg_token" in name:
                 nn.init.normal_(parameter, std=0.02)
         if self.pos_init == "sincos":
             self._start_positions_as_sincos()
@@ -268,7 +335,7 @@ class ViT(
         """Set one half of each embedding to sines and cosines of the row, the other half to those of the column, with
         geometrically spaced wavelengths, as the fixed embeddings of MoCo v3 and MAE (arXiv 2104.02057, 2111.06377)."""
         if self.pos_embed_kind == "1d":
-            self.pos_embed[0, 1:] = sincos_2d(self.grid, self.embed_dim)
+            self.pos_embed[0, self.first :] = sincos_2d(self.grid, self.embed_dim)
         elif self.pos_embed_kind == "2d":
             self.pos_embed_rows.copy_(sincos(self.grid[0], self.embed_dim // 2))
             self.pos_embed_cols.copy_(sincos(self.grid[1], self.embed_dim // 2))

@@ -77,6 +77,18 @@ def test_names_on_the_hub():
             on_hub(odd, "--init")
 
 
+def test_names_of_libraries_are_folders_or_names_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for folder in ("hf:mine", "hf:./mine", "hf:mine/x", f"hf:{tmp_path}", "timm:mine", "timm:~/x"):
+        assert on_hub(folder, "--init") is None
+    assert on_hub("hf:google/vit@main", "--init") == OnHub("google/vit", "main")
+    assert on_hub("timm:vit_base_patch16_224.mae", "--init") == OnHub("timm/vit_base_patch16_224.mae")
+    assert on_hub("timm:vit_tiny_patch16_224", "--init") == OnHub("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    with pytest.raises(UserError, match="timm has no weights of that name"):
+        on_hub("timm:vit_of_nobody", "--init")
+
+
 def test_every_name_is_pinned_to_a_commit_once(hub, tmp_path):
     config = Compare(mpp="o/mpp", supervised="none", others=("x=o/x", "y=/tmp/y"), output=str(tmp_path))
     config.data.path, config.pretrain.eval.probe = "hf://o/set", "o/probe"

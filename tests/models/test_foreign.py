@@ -27,12 +27,12 @@ class Bomb:
         return Path.touch, (self.file,)
 
 
-def refused(place: Path, load=load_backbone) -> str:
+def refused(place: Path, load=load_classifier) -> str:
     with pytest.raises(UserError) as told:
         load(str(place))
     said = one_line(told)
     assert str(place) in said
-    assert "only runs of this toolkit, and backbones that it exported, are read yet" in said
+    assert "backbones are read from runs, from folders of timm and transformers" in said
     return said
 
 
@@ -83,8 +83,8 @@ def test_weights_of_others_are_named_in_every_form(tmp_path, owner):
         file = tmp_path / "pickled" / f"weights{suffix}"
         file.parent.mkdir(exist_ok=True)
         torch.save({"model": OrderedDict(weights), "epoch": 3}, file)
-        assert f"is a pickle ({suffix}) with {owner}" in refused(file)
-        assert "a pickle can run code, so it is never loaded" in refused(file, load_classifier)
+        assert f"is a pickle ({suffix}) with {owner}" in refused(file, load_backbone)
+        assert f"so it is never loaded as it is; `mpp convert --from-pth {file}` writes its tensors" in refused(file)
     assert f"is a folder with weights.bin, a pickle (.bin) with {owner}" in refused(tmp_path / "pickled")
 
 
@@ -92,15 +92,15 @@ def test_folders_that_transformers_and_timm_wrote_are_named(tmp_path):
     transformers_model().save_pretrained(tmp_path)
     assert "it is transformers' (vit)" in refused(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224", "num_features": 768}))
-    assert "it is timm's (vit_base_patch16_224)" in refused(tmp_path, load_classifier)
+    assert "it is timm's (vit_base_patch16_224)" in refused(tmp_path)
 
 
 def test_a_pickle_is_never_run_and_arrays_of_numpy_are_named(tmp_path):
     for zipped in (True, False):
         torch.save(Bomb(tmp_path / "went off"), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-        assert "is a pickle (.pth): a pickle can run code" in refused(tmp_path / "x.pth")
+        assert "is a pickle (.pth): a pickle can run code" in refused(tmp_path / "x.pth", load_backbone)
     assert not (tmp_path / "went off").exists()
     np.savez(tmp_path / "B_16.npz", **{"Transformer/encoder_norm/bias": np.zeros(1)})
     assert "as Google's vision_transformer and big_vision write it" in refused(tmp_path / "B_16.npz")
     (tmp_path / "notes.txt").write_text("no weights")
-    assert "notes.txt is a file; only runs" in refused(tmp_path / "notes.txt")
+    assert "notes.txt is a file; backbones are read" in refused(tmp_path / "notes.txt")

@@ -9,6 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mpp.files import is_special
+
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".tar")
 _OTHERS = {
     ".npz": "NumPy's, as Google's vision_transformer and big_vision write it",
@@ -20,6 +22,7 @@ _OTHERS = {
     ".gguf": "llama.cpp's",
     ".safetensors": "a safetensors file",
 }
+_LONGEST_CONFIG = 16 << 20  # bytes
 _ENOUGH = 1 << 22  # bytes of a file in which the names of its first tensors are looked for
 # Whose weights have all of these in their names: the first that fits
 _NAMES = {
@@ -32,7 +35,10 @@ _NAMES = {
     "transformers'": ("embeddings.patch_embedding",),
     "timm's (also the names of MAE, DINO, DINOv2 and DeiT)": ("patch_embed.proj.weight", "blocks.0."),
 }
-WAY_OUT = "only runs of this toolkit, and backbones that it exported, are read yet"
+WAY_OUT = (
+    "backbones are read from runs, from folders of timm and transformers, from .safetensors and .npz; classifiers from "
+    "runs alone"
+)
 
 
 def whose(place: Path) -> str | None:
@@ -42,23 +48,38 @@ def whose(place: Path) -> str | None:
         if suffix in PICKLES:
             owner = _by_names(place)
             of = f" with {owner} weights" if owner else ""
-            return f"a pickle ({suffix}){of}: a pickle can run code, so it is never loaded"
+            return (
+                f"a pickle ({suffix}){of}: a pickle can run code, so it is never loaded as it is; `mpp convert "
+                f"--from-pth {place}` writes its tensors as safetensors"
+            )
         return _by_names(place) or _OTHERS.get(suffix)
-    config = _config_of(place)
-    if "model_type" in config or "transformers_version" in config:
-        return f"transformers' ({str(config.get('model_type', 'a model'))[:80]})"
-    if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
-        return f"timm's ({str(config['architecture'])[:80]})"
+    config, kind = config_of(place), kind_of(place)
+    if kind:
+        what = config.get("model_type") or config.get("architecture") or "a model"
+        return f"{kind}'{'' if kind == 'transformers' else 's'} ({str(what)[:80]})"
     files = sorted(path for path in place.iterdir() if path.is_file() and path.suffix.lower() in (*PICKLES, *_OTHERS))
     if of_ours := [path for path in files if path.suffix == ".safetensors"]:
         return _by_names(of_ours[0])
     return f"a folder with {files[0].name}, {whose(files[0])}" if files else None
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def kind_of(folder: Path) -> str | None:
+    """The library whose form a folder's config.json has: transformers, timm or torchvision; None for ours, or none."""
+    config = config_of(folder)
+    if "model_type" in config or "transformers_version" in config:
+        return "transformers"
+    if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
+        return "timm"
+    return "torchvision" if {"image_size", "hidden_dim", "num_heads"} <= config.keys() else None  # its arguments
+
+
+def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """A folder's config.json; empty if there is none that is read."""
+    file = folder / name
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if is_special(file) or file.stat().st_size > _LONGEST_CONFIG:
+            return {}
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
