@@ -23,7 +23,7 @@ from mpp.config.schedule import timed
 from mpp.data.identity import held_out_before, keep
 from mpp.data.images import Images, Subset
 from mpp.data.splits import at_most, fifth_to_choose_by, open_held_out, open_measured
-from mpp.data.survey import noted
+from mpp.data.survey import cropped, noted
 from mpp.errors import UserError
 from mpp.evaluation.intervals import interval_of
 from mpp.evaluation.predictions import export, refuse_unwritable
@@ -57,6 +57,7 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     images, held = kept_to_calibrate(config, images)
     tell_classes(config.data, images, test, accelerator)
     config = dataclasses.replace(config, train=timed(config.train, len(images), config.optim))
+    config = dataclasses.replace(config, augment=cropped(config.augment, images, vit.img_size))
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
     grid: dict[str, float] = {}

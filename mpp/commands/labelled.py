@@ -24,6 +24,8 @@ from mpp.run.folder import unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
 
+_FAR = 0.25  # training accuracy above held-out accuracy, from which on it is told
+
 
 def tell_classes(data: Data, train: Images | None, test: Images, accelerator: Accelerator) -> None:
     """Print what is held out, the classes, and how many images each has to train on (without `train`: to be measured
@@ -100,6 +102,7 @@ def write_result(job: Classify, command: str, output: Path, outcome: Outcome) ->
         "classes": len(model.classes),
         "eval_images": (measured := len(job.predictions.index)),
         "eval/top1_interval": interval_of(outcome.metrics["eval/top1"], measured),
+        "train_top1": job.train_top1,
         "per_class_top1": job.predictions.per_class(model.classes),
         "backbone_parameters": sum(p.numel() for p in model.vit.parameters()),
         "unreadable_images": outcome.unreadable,
@@ -122,6 +125,11 @@ def closing_summary(result: dict[str, Any], path: str, output: Path, title: str,
         lines.append(
             f"probabilities: expected calibration error {result['calibration_error']:.1%}, before "
             f"{result['calibration_error_before']:.1%} (temperature {result['temperature']:g})"
+        )
+    if (learnt := result.get("train_top1") or 0.0) - result["eval/top1"] > _FAR:
+        lines.append(
+            f"training accuracy is {learnt:.1%}: the model knows its {result['labels']:,} labelled images by heart; "
+            f"more labels, --augment.mixup 0.8 with --augment.randaugment 2, or fewer --train.steps can narrow the gap"
         )
     if unread := result["unreadable_images"]:
         lines.append(unreadable_line(unread, None, path))

@@ -17,7 +17,7 @@ from mpp.data.identity import held_out_before, keep
 from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
 from mpp.data.streams import Stream
-from mpp.data.survey import noted
+from mpp.data.survey import cropped, noted
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.masked_patches import MaskedPatches
 from mpp.methods.patch_prediction import PatchPrediction, not_measurable
@@ -42,9 +42,12 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     set_seed(config.seed)
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         remembered = held_out_before(output) if config.resume_anyway else None
-        images, held_out = open_splits(config, height_width(config.model.img_size), remembered)
+        size = height_width(config.model.img_size)
+        images, held_out = open_splits(config, size, remembered)
         count = None if isinstance(images, Stream) else len(images)
-        config = replace(noted(config, images), train=timed(config.train, count, config.optim))
+        augment = cropped(config.augment, held_out if isinstance(images, Stream) else images, size)
+        train_options = timed(config.train, count, config.optim)
+        config = replace(noted(config, images), train=train_options, augment=augment)
         job = METHODS[config.method](config, accelerator, images, held_out)
     if config.eval.pictures and (channels := job.vit.in_chans) not in (1, 3):
         shown = ", ".join(str(number + 1) for number in job.display)

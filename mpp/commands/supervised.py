@@ -17,7 +17,7 @@ from mpp.config.schedule import timed
 from mpp.data.identity import held_out_before, keep
 from mpp.data.images import bands_of
 from mpp.data.splits import open_labelled
-from mpp.data.survey import noted
+from mpp.data.survey import cropped, noted
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.models.backbones import build_vit
 from mpp.run.command import spelled
@@ -41,6 +41,7 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
     insist = config.resume_anyway
     data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
     config = replace(noted(config, images), train=timed(config.train, len(images), config.optim))
+    config = replace(config, augment=cropped(config.augment, images, height_width(config.model.img_size)))
     bands = bands_of(images)
     set_seed(config.seed)
     vit = build_vit(config.model, bands.channels or 3, bands.range)

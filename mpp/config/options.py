@@ -155,8 +155,9 @@ class Visible:
 class Augment:
     """How training changes an image before it is cut into patches."""
 
-    crop: Literal["pad", "resized", "none"] = "pad"
-    """pad: shift the image by up to --augment.pad; resized: take a random part (Inception's crop); none."""
+    crop: Literal["auto", "pad", "resized", "none"] = "auto"
+    """pad: shift the image's middle by up to --augment.pad; resized: take a random part (Inception's crop); none. auto:
+    resized where images are 1.5 times the model's input or more, of which pad would never see the borders, else pad."""
     pad: Whole = 4  # Largest shift of crop pad, in pixels of the model's input.
     scale: tuple[Share, Share] = (0.2, 1.0)  # Smallest and largest share of the image's area that crop resized takes.
     flip: Share = 0.5  # Probability of mirroring left and right.

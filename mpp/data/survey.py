@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from mpp.config.options import Data, Source
+from mpp.config.options import Augment, Data, Source
 from mpp.data.bands import RANGES, Bands, Range, counted
 from mpp.data.decode import Opened, Unreadable, channels_of, is_transparent_tiff, size_as_seen, type_of, values
 from mpp.data.images import Images, bands_of
@@ -24,6 +24,12 @@ _VALUES = 20_000  # of each of them
 
 
 _SLIVER = 1 / 8  # of the range: with fewer values than this in use, a bin of 3 bits holds all of them
+
+
+_PHOTO = 1.5  # times the model's input: images from this size on are cropped at random
+
+
+SomeAugment = TypeVar("SomeAugment", bound=Augment)
 
 
 def surveyed(images: Images, data: Source) -> Bands:
@@ -82,6 +88,25 @@ def noted(config: Any, images: Any) -> Any:
         return config
     data = dataclasses.replace(config.data, range=bands_of(images).range)
     return dataclasses.replace(config, data=data)
+
+
+def cropped(augment: SomeAugment, images: Images, size: tuple[int, int]) -> SomeAugment:
+    """The augmentation with --augment.crop auto settled by a look at the sizes of some images, for a model's `size`
+    (H, W)."""
+    if augment.crop != "auto":
+        return augment
+    rng, channels = generator(0, Purpose.SPLIT, 7), bands_of(images).channels
+    some = images.read(np.sort(rng.permutation(len(images))[:_FIRST]).tolist())
+    sides = [size_as_seen(image, channels) for image in some if not isinstance(image, Unreadable)]
+    if not sides or np.median([min(h / size[0], w / size[1]) for h, w in sides]) < _PHOTO:
+        return dataclasses.replace(augment, crop="pad")
+    if is_first_process():
+        height, width = np.median(sides, axis=0)
+        print(
+            f"images of about {width:.0f} x {height:.0f} are cropped at random to {size[1]} x {size[0]}; "
+            f"--augment.crop pad takes their middle instead"
+        )
+    return dataclasses.replace(augment, crop="resized")
 
 
 def _usual_range(image: Opened, data: Data) -> Range:

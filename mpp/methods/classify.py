@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -102,6 +103,9 @@ def load_classifier(init: str) -> Classifier:
     return load_exported(Classifier, init, "classifier", strict=True)
 
 
+_LAST_STEPS = 50  # over which training accuracy is averaged
+
+
 class Classify:
     """Classification of one set of images, measured on held-out ones."""
 
@@ -123,6 +127,8 @@ class Classify:
                 f"--augment.randaugment {a.randaugment} changes red, green and blue, and the images have "
                 f"{counted(model.vit.in_chans)}; leave it out"
             )
+        assert a.crop != "auto"
+        self.learnt: deque[Tensor] = deque(maxlen=_LAST_STEPS)  # training accuracies of the last steps
         self.in_pairs = bool(a.mixup or a.cutmix)
         model.vit.activation_checkpointing = config.train.activation_checkpointing
         reading = Reading(
@@ -154,7 +160,13 @@ class Classify:
         loss = F.cross_entropy(scores, weights, label_smoothing=self.config.train.label_smoothing)
         with torch.no_grad():
             top1 = weights.gather(1, scores.argmax(-1, keepdim=True)).mean()  # the weight of the class predicted
+        self.learnt.append(top1)
         return loss, {"top1": top1}
+
+    @property
+    def train_top1(self) -> float | None:
+        """Training accuracy over the last steps, in 0..1; None before the first."""
+        return torch.stack([*self.learnt]).mean().item() if self.learnt else None
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         c = self.config

@@ -88,6 +88,7 @@ class PatchPrediction(ABC):
         self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands)
         self.workers = workers_of(config.data, accelerator)
         a = config.augment
+        assert a.crop != "auto"
         self.pin_memory = accelerator.device.type == "cuda"
         reading = Reading(
             View(self.size, a.crop, a.pad, a.scale, a.flip),

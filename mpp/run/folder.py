@@ -203,6 +203,8 @@ def refuse_other_options(folder: Path, config: Run, *, remade: bool = False) -> 
     if flattened(config)["data.range"] == "auto":  # of which the run keeps the numbers
         found.pop("data.range", None)
     found.pop("train.epochs", None)  # of which the run keeps the steps
+    if flattened(config).get("augment.crop") == "auto":  # of which the run keeps what it found
+        found.pop("augment.crop", None)
     if flattened(config).get("train.batch_size") == 0:  # for which the run chose one
         found.pop("train.batch_size", None)
     if flattened(config).get("optim.lr_grid"):  # from which the run chose its lr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from accelerate import Accelerator
 
-from mpp.commands.labelled import tell_classes
+from mpp.commands.labelled import closing_summary, tell_classes
 from mpp.config.options import LabelledData
 from mpp.data.splits import open_labelled, open_measured
 from mpp.errors import Notice
@@ -95,3 +95,11 @@ def test_two_unicode_forms_of_one_name_are_one_class(tmp_path, capsys, accelerat
     tell_classes(data, *open_labelled(data, (8, 8), seed=0), accelerator)
     assert capsys.readouterr().out == "classes: bar 1, caf\u00e9 2 (2)\n"
     assert not notices(recwarn)
+
+
+@pytest.mark.parametrize(("learnt", "told"), [(0.99, True), (0.6, False), (None, False)])
+def test_a_training_accuracy_far_above_the_held_out_one_is_told(tmp_path, learnt, told):
+    result = {"eval/top1": 0.4, "eval/top5": 0.9, "eval_images": 50, "classes": 2, "labels": 10, "train_top1": learnt}
+    result |= {"per_class_top1": {"a": 0.3, "b": 0.5}, "unreadable_images": {}}
+    said = closing_summary(result, "set", tmp_path, "title")
+    assert ("training accuracy is 99.0%: the model knows its 10 labelled images by heart" in said) == told
