@@ -68,7 +68,7 @@ def card_of(kind: str, model: dict[str, Any], options: dict[str, Any], result: d
         "pretrain": "pretrained by masked patch prediction, without labels",
         "supervised": "pretrained with labels",
         "finetune": "fine-tuned with labels",
-    }[result["command"]]
+    }.get(result["command"], f"trained by `mpp {result['command']}`")
     height, width = vit["img_size"]
     title = f"ViT {vit['variant']}/{vit['patch_size']} at {height} x {width}, {task}"
     figures = {name: (says, result[name]) for name, says in MEASURES.items() if result.get(name) is not None}

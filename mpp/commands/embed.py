@@ -114,7 +114,7 @@ def unfinished(out: Path, about: dict[str, Any], accelerator: Accelerator) -> It
     stays; of others it goes."""
     folder = out.with_name(f"{out.name}.parts")
     plan = folder / "plan.json"
-    with renamed("--output", "--out", [str(folder)]), claimed(folder, accelerator):
+    with claimed(folder, accelerator, "--out"):
         if accelerator.is_main_process:
             there = list(folder.glob("part-*.parquet"))
             try:

@@ -251,19 +251,19 @@ def prepared_output(config: Run, command: str, resume: bool, accelerator: Accele
 
 
 @contextmanager
-def claimed(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keep other runs out of a folder meanwhile; what a killed one left half-written in it is removed. All processes
-    call it, and the main one holds the lock."""
+def claimed(folder: Path, accelerator: Accelerator, option: str = "--output") -> Iterator[None]:
+    """Keep other runs out of a folder, that of an `option`, meanwhile; what a killed one left half-written in it is
+    removed. All processes call it, and the main one holds the lock."""
     reason = None
     with ExitStack() as stack:
         if accelerator.is_main_process:
             if why := why_unwritable(folder):
-                reason = f"--output {folder} cannot be written ({why}); name another folder"
+                reason = f"{option} {folder} cannot be written ({why}); name another folder"
             else:
                 stack.callback(remove_if_empty, [path for path in (folder, *folder.parents) if not path.exists()])
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(locked_folder(folder, f"--output {folder}"))
+                    stack.enter_context(locked_folder(folder, f"{option} {folder}"))
                     refuse_links(folder)
                     clear_drafts(folder)
                 except UserError as error:

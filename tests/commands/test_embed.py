@@ -60,9 +60,9 @@ def test_a_row_an_image_with_its_name_its_label_and_the_features_of_the_model(ba
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.about.json", "a.parquet"]
 
 
-def test_npy_has_the_same_numbers_and_the_names_beside_it(backbone, photos, tmp_path):
+def test_npy_has_the_same_numbers_by_any_workers_and_the_names_beside_it(backbone, photos, tmp_path):
     embed(backbone, photos, tmp_path / "a.parquet")
-    embed(backbone, photos, tmp_path / "a.npy", overwrite=True)
+    embed(backbone, photos, tmp_path / "a.npy", **{"data.workers": 2})
     table = pq.read_table(tmp_path / "a.parquet").to_pydict()
     assert np.array_equal(np.load(tmp_path / "a.npy"), np.array(table["embedding"], np.float32))
     lines = (tmp_path / "a.csv").read_text().splitlines()
