@@ -44,6 +44,7 @@ def advised(seen: Seen, data: Source) -> tuple[list[str], list[str]]:
         why[-1] += "; so few images are soon known by heart, and more of them help most"
     words = ["mpp", "pretrain", "--data.path", data.path]
     given = {"config": data.config, "image-column": data.image_column, "class-level": data.class_level}
+    given |= {"channels": data.channels}
     words += [word for name, value in given.items() if value is not None for word in (f"--data.{name}", str(value))]
     words += ["--model.img-size", str(size), "--model.patch-size", str(patch)]
     if seen.gpu:

@@ -20,7 +20,7 @@ from mpp.config.commands import (
     Supervised,
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
-from mpp.config.options import Augment, Data, MeasuredData
+from mpp.config.options import Augment, Data, MeasuredData, Source
 from mpp.config.schedule import refuse_epochs, warn_of_long_warmup
 from mpp.errors import UserError, renamed
 
@@ -48,8 +48,8 @@ def check(config: Options) -> None:
         _check_predict(config)
     elif isinstance(config, Embed):
         _check_embed(config)
-    elif isinstance(config, Doctor) and config.out and not config.out.endswith((".parquet", ".csv")):
-        raise UserError(f"--out {config.out} must end in .parquet or .csv")
+    elif isinstance(config, Doctor):
+        _check_doctor(config)
     elif isinstance(config, Convert) and bool(config.init and config.to) == bool(config.from_pth):
         raise UserError("give a run and --to FORM FOLDER, or --from-pth FILE alone")
 
@@ -128,6 +128,15 @@ def _check_predict(config: Predict) -> None:
         raise UserError(f"--out {config.out} must end in .parquet or .csv")
     if config.sheet is not None and not config.sheet.endswith(".png"):
         raise UserError(f"--sheet {config.sheet} must end in .png")
+
+
+def _check_doctor(config: Doctor) -> None:
+    if config.out and not config.out.endswith((".parquet", ".csv")):
+        raise UserError(f"--out {config.out} must end in .parquet or .csv")
+    if (config.data.on_error, config.data.max_bad) != (Source.on_error, Source.max_bad):
+        raise UserError(
+            "--data.on-error and --data.max-bad are for training: doctor names what cannot be read; leave out"
+        )
 
 
 def _check_embed(config: Embed) -> None:

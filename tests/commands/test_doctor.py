@@ -108,6 +108,7 @@ def test_wrong_options_are_one_line(odd, tmp_path):
     for options, says in (
         ({"out": "d.txt"}, "--out d.txt must end in .parquet or .csv"),
         ({"out": str(tmp_path / "there.csv")}, "it exists; --overwrite replaces it"),
+        ({"data.on_error": "skip"}, "doctor names what cannot be read"),
         ({"against": str(tmp_path / "nothing")}, "--against"),
     ):
         with pytest.raises(UserError) as error:

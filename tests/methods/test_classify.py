@@ -252,9 +252,12 @@ def test_two_processes_train_as_one(tmp_path):
         "1.0",
         "--augment.randaugment",
         "2",
+        "--calibrate",
     ]
     one_and_two_processes(finetune, "recipes/finetune.py", tmp_path, lambda _: options)
     assert losses(read_metrics(tmp_path / "one")) == pytest.approx(losses(read_metrics(tmp_path / "two")), abs=1e-4)
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert one["temperature"] == pytest.approx(two["temperature"], rel=1e-2)
 
 
 def test_a_resumed_fine_tuning_equals_one_that_was_never_cut(tmp_path):
