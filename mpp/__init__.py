@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from mpp.commands.cards import push_to_hub as push_to_hub
     from mpp.data.images import load_images as load_images
+    from mpp.errors import UserError as UserError
     from mpp.methods.classify import Classifier as Classifier
     from mpp.methods.corrupt import Corruption as Corruption
     from mpp.methods.corrupt import draw_corruption as draw_corruption
@@ -27,6 +29,7 @@ _HOMES = {
     "make_target": "methods.targets",
     "load_images": "data.images",
     "push_to_hub": "commands.cards",
+    "UserError": "errors",
 }
 _COMMANDS = ("supervised", "finetune", "probe", "compare", "predict", "embed", "convert", "doctor")
 __all__ = [
@@ -34,7 +37,9 @@ __all__ = [
     "Classifier",
     "Corruption",
     "MaskedPatchModel",
+    "UserError",
     "ViT",
+    "__version__",
     "compare",
     "convert",
     "doctor",
@@ -51,11 +56,17 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:  # on first use, so that `--help` does not wait for torch
     if name in _HOMES:
         return getattr(import_module(f"mpp.{_HOMES[name]}"), name)
     if name == "pretrain":
         return import_module("mpp.pretrain")
+    if name == "__version__":
+        return import_module("importlib.metadata").version("masked-patch-pretraining")
     if name in _COMMANDS:
         return partial(import_module("mpp.console").call, name)
     raise AttributeError(f"module 'mpp' has no attribute {name!r}")

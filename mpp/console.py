@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, util
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from mpp.config import (
@@ -30,6 +31,7 @@ from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import AnyCommand, Plain, Run
 from mpp.config.presets import presets, purpose
+from mpp.config.words import given
 from mpp.errors import UserError, is_first_process, plain_warnings
 from mpp.files import shipped
 from mpp.run.command import loss_of_a_process, run_command
@@ -61,6 +63,7 @@ COMMANDS = {
 }
 OTHERS = {
     "benchmark": "Measure training steps, the loader and the training command, beside other libraries.",
+    "completion": 'Print what completes commands and options in bash or zsh: eval "$(mpp completion bash)".',
     "presets": "List the presets: their names, what they are for, and their files.",
 }
 
@@ -116,7 +119,12 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
 def call(name: str, config: AnyCommand | Mapping[str, Any]) -> Any:
     """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
     kind = COMMANDS[name].options
-    return start(parse(kind, as_arguments(config)) if isinstance(config, Mapping) else config)
+    if not isinstance(config, Mapping):
+        return start(config)
+    words = as_arguments(config)
+    if unknown := [name for name in given(words) if name in ("h", "help") or name.startswith(("help_", "tyro_"))]:
+        raise UserError(f"{unknown[0]!r} is no option; names here are those of options, as 'train.steps'")
+    return start(parse(kind, words))
 
 
 def run_file(file: str, main: Callable[..., object]) -> NoReturn:
@@ -137,6 +145,12 @@ def _dispatch(words: list[str]) -> None:
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("-h", "--help"):
         print(overview())
+    elif name in ("-V", "--version"):
+        print(f"mpp {version('masked-patch-pretraining')}")
+    elif name == "completion":
+        from mpp.config.completion import completion
+
+        print(completion(" ".join(rest), {name: c.options for name, c in COMMANDS.items()}, OTHERS))
     elif name in COMMANDS:
         start(parse(COMMANDS[name].options, rest, f"mpp {name}", COMMANDS[name].in_place))
     elif name == "presets":

@@ -18,6 +18,10 @@ class UserError(Exception):
         return one_line(super().__str__())  # whatever was given as a value or read from a file
 
 
+class SaidByTheFirst(UserError):
+    """A message that all processes of a run would say alike: only the first of them says it."""
+
+
 def printable(text: str) -> str:
     """Text from a file (a class, a column, a file's name) with its control characters escaped: line breaks, those that
     steer a terminal, and those that turn the direction of writing."""

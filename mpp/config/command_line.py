@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.presets import read_toml
 from mpp.config.words import given, nearest, spelt_out
-from mpp.errors import UserError, is_first_process
+from mpp.errors import SaidByTheFirst, UserError, is_first_process
 from mpp.files import write_whole
 
 Config = TypeVar("Config", bound=Options)
@@ -21,8 +21,7 @@ def parse(
     kind: type[Config], args: list[str] | None = None, prog: str | None = None, in_place: Sequence[str] = ()
 ) -> Config:
     """Read a command line into `kind`, over the preset that --config names. `in_place` are the options whose values may
-    come first, without their names. Raises UserError for a bad option; --help and, where several processes read the
-    same line, all but the first of them end the process."""
+    come first, without their names. Raises UserError for a bad option; --help ends the process."""
     default = kind()
     args = spelt_out(sys.argv[1:] if args is None else args, flattened(default), in_place)
     path = _value_of("--config", args)
@@ -33,9 +32,9 @@ def parse(
         if path:
             default = overlaid(default, read_toml(path), "--config", path)
         return _read(args, default, prog=prog)
-    except UserError:
+    except UserError as error:
         if not is_first_process():
-            sys.exit(2)
+            raise SaidByTheFirst(str(error)) from error
         raise
 
 

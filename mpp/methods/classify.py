@@ -56,6 +56,7 @@ class Classifier(
     Raises ValueError for arguments that fit no model.
     """
 
+    in_run = "classifier"
     _hub_mixin_config: dict[str, Any]  # the arguments of __init__, stored by the mixin
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
@@ -29,12 +29,17 @@ _MOST_BESIDE = 256 << 20  # bytes: 24 blocks with relative positions of 32 x 32 
 
 
 class Pretrained(PyTorchModelHubMixin):
-    """`from_pretrained` of a folder or a hub id, as in huggingface_hub's mixin, with two differences: it never reads a
-    pickle (pytorch_model.bin), and it allocates memory only for weights that exist."""
+    """`from_pretrained` of a folder or a hub id, as in huggingface_hub's mixin, with three differences: it takes a
+    run's folder, too, it never reads a pickle (pytorch_model.bin), and it allocates memory only for weights that exist."""
+
+    in_run: ClassVar[str]  # where a run keeps such a model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        """See huggingface_hub's mixin. Raises ValueError for a config.json that is no JSON object."""
+        """See huggingface_hub's mixin; a run's folder is one, too. Raises ValueError for a config.json that is no JSON
+        object."""
+        if Path(pretrained_model_name_or_path, cls.in_run, CONFIG_NAME).is_file():
+            pretrained_model_name_or_path = Path(pretrained_model_name_or_path, cls.in_run)
         file = Path(pretrained_model_name_or_path, CONFIG_NAME)
         if file.is_file():
             short = file.stat().st_size <= _LONGEST_CONFIG

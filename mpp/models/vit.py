@@ -48,6 +48,12 @@ VARIANTS: dict[str, dict[str, int]] = {
 }
 
 
+_USUAL: dict[str, Any] = {"img_size": 224, "patch_size": 16, "pos_init": "normal"}  # the paper's
+
+
+_SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 4, "pos_init": "sincos"}  # of nano, as on the command line
+
+
 class ViT(
     nn.Module,
     Pretrained,
@@ -59,8 +65,9 @@ class ViT(
 
     Args:
         variant: a size of `VARIANTS`; `embed_dim`, `depth`, `num_heads` and `mlp_ratio` (4 in the paper) override it.
-        img_size: side of a square image, or (height, width), in pixels; a multiple of `patch_size`.
-        patch_size: side of a patch in pixels.
+        img_size: side of a square image, or (height, width), in pixels; a multiple of `patch_size`. Default: 224, of
+            nano 32.
+        patch_size: side of a patch in pixels. Default: 16, of nano 4.
         in_chans: channels of an image.
         pixel_range: the values of images that become -1 and 1, as --data.range; None: all of 8 or 16 bits. The model
             does not use it: it tells a later training how to read images.
@@ -68,7 +75,7 @@ class ViT(
             "relative" (every attention adds the query's product with a learnt vector per offset) or "none".
         pos_init: initial values of absolute position embeddings ("1d", "2d"), which are learnt: "normal" (the paper's
             code: noise of standard deviation 0.02) or "sincos" (2-D sines and cosines, with which masked patches find
-            their neighbours from the first step).
+            their neighbours from the first step; the default of nano).
         dropout: probability, in 0..1, after the position embeddings and every linear layer of a block except qkv.
         drop_path: probability, in 0..1, of skipping the last block's branches for a sample; rises linearly with depth.
 
@@ -84,6 +91,7 @@ class ViT(
     Raises ValueError if sizes do not fit each other or a name is unknown.
     """
 
+    in_run = "backbone"
     mean: Tensor
     std: Tensor
     _hub_mixin_config: dict[str, Any]  # the arguments of __init__, stored by the mixin
@@ -92,11 +100,11 @@ class ViT(
         self,
         variant: str = "B",
         *,
-        img_size: int | Sequence[int] = 224,
-        patch_size: int = 16,
+        img_size: int | Sequence[int] | None = None,
+        patch_size: int | None = None,
         in_chans: int = 3,
         pos_embed: PosEmbed = "1d",
-        pos_init: PosInit = "normal",
+        pos_init: PosInit | None = None,
         embed_dim: int | None = None,
         depth: int | None = None,
         num_heads: int | None = None,
@@ -116,6 +124,10 @@ class ViT(
     ) -> None:
         super().__init__()
         refuse_unknown(variant=(variant, tuple(VARIANTS)), pos_embed=(pos_embed, get_args(PosEmbed)))
+        usual = _SMALL if variant == "nano" else _USUAL
+        img_size = usual["img_size"] if img_size is None else img_size
+        patch_size = usual["patch_size"] if patch_size is None else patch_size
+        pos_init = usual["pos_init"] if pos_init is None else pos_init
         refuse_unknown(pos_init=(pos_init, get_args(PosInit)))
         refuse_no_counts(patch_size=patch_size, in_chans=in_chans)
         refuse_no_counts(embed_dim=embed_dim, depth=depth, num_heads=num_heads)
@@ -348,7 +360,8 @@ class ViT(
 
     def hub_config(self) -> dict[str, Any]:
         """The arguments that build this model, for `config.json`."""
-        return self._hub_mixin_config | {"img_size": list(self.img_size), "pixel_range": self.pixel_range}
+        own = {"patch_size": self.patch_size, "pos_init": self.pos_init, "pixel_range": self.pixel_range}
+        return self._hub_mixin_config | own | {"img_size": list(self.img_size)}
 
     @classmethod
     def from_pretrained(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mpp.errors import UserError, first_line
+from mpp.errors import SaidByTheFirst, UserError, first_line
 
 
 def run_command(main: Callable[[], object]) -> NoReturn:
@@ -23,6 +23,8 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     threading.excepthook = _leave_to_the_main_thread
     try:
         main()
+    except SaidByTheFirst:
+        _end(2, processes)
     except Exception as error:
         try:
             line = str(error) if isinstance(error, UserError) else loss_of_a_process(error) or lack_of_memory(error)
