@@ -30,7 +30,7 @@ _MOST_BESIDE = 256 << 20  # bytes: 24 blocks with relative positions of 32 x 32 
 
 class Pretrained(PyTorchModelHubMixin):
     """`from_pretrained` of a folder or a hub id, as in huggingface_hub's mixin, with three differences: it takes a
-    run's folder, too, it never reads a pickle (pytorch_model.bin), and it allocates memory only for weights that exist."""
+    run's folder, too, never reads a pickle (pytorch_model.bin), and allocates memory only for weights that exist."""
 
     in_run: ClassVar[str]  # where a run keeps such a model
 
