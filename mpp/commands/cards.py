@@ -87,6 +87,8 @@ def card_of(kind: str, model: dict[str, Any], options: dict[str, Any], result: d
         f"Images are cropped to {height} x {width} at their centre and scaled; "
         + (f"values {pixels[0]:g} and {pixels[1]:g}" if pixels else "0 and 255")
         + f" become -1 and 1. They have {vit['in_chans']} channel{'s' * (vit['in_chans'] != 1)}.",
+        "`mpp convert FOLDER --to timm DIR` writes it for timm; other forms are `hf`, `torchvision`, `npz`, `onnx` and "
+        "`torch-export`.",
         "## Licence",
         "Apache-2.0, as the code that made it. If the images ask for another licence, change it here and at the top.",
     ]

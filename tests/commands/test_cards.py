@@ -56,6 +56,7 @@ def test_the_card_of_a_run_says_how_it_was_made_and_what_it_measured(run):
         f"{result['flops']:.3g} floating-point operations in",
         f"| accuracy of guessing the commonest bin | {result['eval/baseline_majority']:.1%} |",
         "on 20 images",
+        "`mpp convert FOLDER --to timm DIR`",
     ):
         assert said in card.text
     code = card.text.split("```python")[1].split("```")[0].replace("FOLDER", str(run / "backbone"))
