@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from mpp.config import (
+    Ablate,
     Cache,
     Compare,
     Convert,
@@ -54,6 +55,7 @@ COMMANDS = {
     "finetune": Command(FineTune, "mpp.commands.finetune:run_finetune", _RUN_DATA),
     "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe", _RUN_DATA),
     "compare": Command(Compare, "mpp.comparison.compare:run_comparison", _DATA),
+    "ablate": Command(Ablate, "mpp.comparison.ablate:run_ablation", _DATA),
     "predict": Command(Predict, "mpp.commands.predict:run_predict", _RUN_DATA),
     "embed": Command(Embed, "mpp.commands.embed:run_embed", _RUN_DATA),
     "convert": Command(Convert, "mpp.commands.convert:run_convert", ("--init",)),
@@ -100,10 +102,12 @@ def _work(config: AnyCommand) -> Any:
     return found
 
 
-def precision_of(config: Run | Compare | Predict | Embed) -> str:
+def precision_of(config: Run | Compare | Ablate | Predict | Embed) -> str:
     """The precision that a command computes in."""
     if isinstance(config, LinearProbe | Predict | Embed):
         return config.precision
+    if isinstance(config, Ablate):
+        return config.pretrain.train.precision
     return (config.finetune if isinstance(config, Compare) else config).train.precision
 
 

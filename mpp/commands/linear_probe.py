@@ -108,7 +108,7 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
 def refuse_more_shots_than_images(probe: Probe, images: Images) -> None:
     """Raise UserError if a class has fewer images than labels a class are asked for."""
     shots = probe.shots
-    if shots == Probe().shots:  # of the default ones, those that are too many are left out
+    if not shots or shots == Probe().shots:  # of the default ones, those that are too many are left out
         return
     counts = np.bincount(images.labels(range(len(images))), minlength=len(images.label_names or []))
     if max(shots) > counts.min():

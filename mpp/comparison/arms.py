@@ -78,14 +78,16 @@ def is_preset(source: str) -> bool:
     return (file := find_preset(source)).suffix == ".toml" and file.is_file()
 
 
-def trained_here(config: Compare) -> dict[str, Pretrain | Supervised]:
-    """The options of every arm that is pretrained here, by name as typed; the seed and the folder come later."""
+def trained_here(config: Compare, curves: bool = True) -> dict[str, Pretrain | Supervised]:
+    """The options of every arm that is pretrained here, by name as typed; the seed and the folder come later. For
+    `curves`, evaluations also probe the features on training images of the labelled set."""
     found: dict[str, Pretrain | Supervised] = {}
     for name, source in sources(config).items():
         if source and not is_preset(source):
             continue
         values = read_toml(source) if source else METHODS.get(name, {})
         options = _pretraining(config, values, f"{name}={source}")
+        options = _with_curve(options, config) if curves else options
         found[name] = _supervised(config, options) if name == "supervised" else options
     return found
 
@@ -99,11 +101,11 @@ def _pretraining(config: Compare, values: dict[str, Any], arm: str) -> Pretrain:
         check_bounds(options)
         check_pretraining(options)
         refuse_epochs(options.train)
-    return _with_curve(options, config)
+    return options
 
 
 def _with_curve(options: Pretrain, config: Compare) -> Pretrain:
-    """Options whose evaluations also probe the features on training images of the labelled set."""
+    """Options whose evaluations also probe features on the labelled set, if --eval.probe can name it."""
     data = config.data
     if options.eval.probe or not curve_is_possible(data):
         return options
@@ -132,13 +134,14 @@ def _supervised(config: Compare, of: Pretrain) -> Supervised:
 def arms_of(config: Compare, trained: dict[str, Pretrain | Supervised], output: Path) -> list[Arm]:
     """All arms, in order, with the runs that make them."""
     seeds = pretrain_seeds(config)
+    given = sources(config)
     arms = []
-    for name, source in sources(config).items():
+    for name in dict.fromkeys([*given, *trained]):
         if name in trained:
             pieces = tuple(_piece(config, name, trained[name], seed, output) for seed in seeds)
             arms.append(Arm(TITLES.get(name, name), tuple(str(piece.folder) for piece in pieces), pieces))
         else:
-            arms.append(Arm(TITLES.get(name, name), tuple(source.replace("{seed}", str(seed)) for seed in seeds)))
+            arms.append(Arm(TITLES.get(name, name), tuple(given[name].replace("{seed}", str(seed)) for seed in seeds)))
     return arms
 
 

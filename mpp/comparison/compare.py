@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from mpp.comparison.arms import (
     with_identity,
 )
 from mpp.comparison.budget import cost_of, plan
-from mpp.comparison.equal import with_equal_compute
+from mpp.comparison.equal import Options, with_equal_compute
 from mpp.comparison.pieces import Piece, finetune_piece, probe_piece, run_piece
 from mpp.comparison.report import Comparison, write_report
 from mpp.comparison.statistics import FINE_TUNED, Finding
 from mpp.config.checks import texts
 from mpp.config.command_line import options_of, parse, write_toml
-from mpp.config.commands import Compare, Pretrain, Pretraining, Supervised
+from mpp.config.commands import Ablate, Compare, Pretrain, Pretraining, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
 from mpp.config.presets import read_toml
@@ -51,34 +51,50 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     """Do what is missing, then write the report; returns its folder, or None after --dry-run."""
     output = named_folder(config.output, "compare")
     config = read_alike(adopted(config))
+    work = prepared(config, trained_here(config), output, accelerator)
+    return finished(
+        work, config, output, accelerator, lambda: write_report(output, collect(work.config, work, work.images))
+    )
+
+
+def prepared(config: Compare, trained: Options, output: Path, accelerator: Accelerator) -> Work:
+    """All runs of a comparison, some perhaps done, after whatever would end it later has been looked for; prints how
+    long the others may take."""
     with accelerator.main_process_first():
         images, measured = open_downstream(config)
     tell_classes(options_of(LabelledData, config.data), images, measured, accelerator)
     config = noted(dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images))), images)
-    check_ahead(config, arms_of(config, trained_here(config), output), accelerator)
-    trained = with_equal_compute(config, trained_here(config), output, accelerator)
-    work = None
+    check_ahead(config, arms_of(config, trained, output), accelerator)
+    trained = with_equal_compute(config, trained, output, accelerator)
+    found = None
     if accelerator.is_main_process:  # one process looks at the images
         arms = [with_identity(arm) for arm in arms_of(config, trained, output)]
-        work = Work.of(config, arms, output, len(images), Identity.of(images, measured, labels=True))
-    work = broadcast_object_list([work])[0]
-    assert isinstance(work, Work)
+        found = arms, Identity.of(images, measured, labels=True)
+    arms, data = broadcast_object_list([found])[0]
+    work = Work.of(config, arms, output, images, data)
     for piece in (piece for piece in work.pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
     if accelerator.is_main_process:
         print(plan(config, [(piece.title, piece.config, piece.done) for piece in work.pieces], accelerator))
+    return work
+
+
+def finished(
+    work: Work, config: Compare | Ablate, output: Path, accelerator: Accelerator, report: Callable[[], str]
+) -> Path | None:
+    """Do what is missing of some work and print its report, unless this is a dry run."""
     if config.dry_run:
         return None
     with claimed(output, accelerator):
         try:
             if accelerator.is_main_process:
-                write_toml(config, output / "config.toml")
+                write_toml(work.config if isinstance(config, Compare) else config, output / "config.toml")
             do_what_is_missing(work.pieces, accelerator)
             if accelerator.is_main_process:
-                print(write_report(output, collect(config, work, images)))
+                print(report())
             accelerator.wait_for_everyone()
         except Stopped as stop:
-            stop.way_on = f"the comparison goes on with: --config {output / 'config.toml'} --output {output}"
+            stop.way_on = f"the work goes on with: --config {output / 'config.toml'} --output {output}"
             raise
     return output
 
@@ -87,30 +103,34 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
 class Work:
     """All runs of a comparison."""
 
+    config: Compare  # with what was found about the images
+    images: Images  # of the downstream task, to train on
     arms: list[Arm]
     probes: dict[tuple[str, int], Piece]  # (arm, seed)
     tunings: dict[tuple[str, int, int], Piece]  # (arm, labels, seed)
     pretrain_seed: dict[int, int]  # of a downstream seed
 
     @classmethod
-    def of(cls, config: Compare, arms: list[Arm], output: Path, most: int, images: Identity) -> Work:
-        """The runs that options ask for; `most` is how many labels there are.
+    def of(cls, config: Compare, arms: list[Arm], output: Path, images: Images, data: Identity) -> Work:
+        """The runs that options ask for.
 
         Each pretraining seed has downstream seeds of its own, so that its results are independent of the others'.
         """
-        counts = sorted({most if labels == "all" else int(labels) for labels in config.labels})
+        counts = sorted({len(images) if labels == "all" else int(labels) for labels in config.labels})
         each = max(config.seeds) + 1
         seeds = [(k, seed, seed + k * each) for k in range(len(pretrain_seeds(config))) for seed in config.seeds]
         starts = {arm.name: arm.starts() for arm in arms}
         return cls(
+            config=config,
+            images=images,
             arms=arms,
             probes={
-                (arm, seed): probe_piece(config, starts[arm][k], seed, output, images)
+                (arm, seed): probe_piece(config, starts[arm][k], seed, output, data)
                 for arm in starts
                 for k, _, seed in seeds
             },
             tunings={
-                (arm, labels, seed): finetune_piece(config, starts[arm][k], labels, seed, output, images)
+                (arm, labels, seed): finetune_piece(config, starts[arm][k], labels, seed, output, data)
                 for labels in counts
                 for k, _, seed in seeds
                 for arm in starts
@@ -232,11 +252,9 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
 
 
 def adopted(config: Compare) -> Compare:
-    """The options of a comparison, with what they leave open: the label of the built-in images, and the pretraining of
-    the run that --mpp gives, so that an arm trained here gets its budget."""
-    if config.data.path == "shapes" and config.data.label_column is None:
-        # count differs from colour, which MPP predicts, and from shape, which supervised pretraining learns
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, label_column="count"))
+    """The options of a comparison, with what they leave open: `with_label`, and the pretraining of the run that --mpp
+    gives, so that an arm trained here gets its budget."""
+    config = with_label(config)
     if config.supervised not in (None, "none") and not config.mpp:
         raise UserError("--supervised is compared with masked patch prediction: name its run, too, with --mpp")
     init, option = given_run(config)
@@ -256,6 +274,14 @@ def adopted(config: Compare) -> Compare:
     if config.pretrain not in (Compare().pretrain, of_run):
         raise UserError(f"--pretrain options are those of the run that {option} gives ({init}); leave them out")
     return dataclasses.replace(config, pretrain=of_run)
+
+
+def with_label(config: Compare) -> Compare:
+    """The options of a comparison with the label of the built-in images, unless they name one."""
+    if config.data.path != "shapes" or config.data.label_column is not None:
+        return config
+    # count differs from colour, which MPP predicts, and from shape, which supervised pretraining learns
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, label_column="count"))
 
 
 def given_run(config: Compare) -> tuple[str, str]:

@@ -107,5 +107,23 @@ def paint_quality(qualities: dict[str, list[list[tuple[float, float]]]], arms: l
     return figure
 
 
+def paint_differences(findings: list[Finding], arms: list[str], protocol: str) -> Figure:
+    """Difference of every arm to the first in points, a row for each."""
+    labels = next(f.labels for f in findings if f.protocol == protocol)
+    figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    for row, arm in enumerate(arms):
+        gap, half = difference(findings, arm, arms[0], protocol, labels)
+        axes.plot(100 * gap, row, "o", color=_COLOURS[1])
+        if half is not None and row:
+            axes.errorbar(100 * gap, row, xerr=100 * half, capsize=3, color=_COLOURS[1])
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(
+        yticks=range(len(arms)), yticklabels=arms, xlabel=f"points of {protocol} beside {arms[0]}", ylim=(len(arms), -1)
+    )
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
 def _mean(point: Sequence[tuple[float, float]]) -> float:
     return 100 * statistics.fmean(value for _, value in point)

@@ -82,12 +82,7 @@ def write_report(output: Path, found: Comparison) -> str:
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=110)
         write_whole(output / "plots" / name, png.getvalue())
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow([field.name for field in dataclasses.fields(Finding)])
-    writer.writerows(map(csv_cell, dataclasses.astuple(finding)) for finding in findings)
-    write_whole(output / "results.csv", table.getvalue().encode())
-
+    write_whole(output / "results.csv", results_csv(findings))
     task = (
         f"{config.data.path}{f', {config.data.label_column}' if config.data.label_column else ''} "
         f"({found.classes} classes)"
@@ -121,6 +116,15 @@ def write_report(output: Path, found: Comparison) -> str:
     write_whole(output / "report.html", as_html(blocks).encode())
     shown: list[Block] = [("table", tuned), ("table", frozen), *(("p", sentence) for sentence in verdicts)]
     return f"\n{as_markdown(shown, output)}\nReport: {output / 'report.html'}"
+
+
+def results_csv(findings: list[Finding]) -> bytes:
+    """All numbers as a CSV file."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow([field.name for field in dataclasses.fields(Finding)])
+    writer.writerows(map(csv_cell, dataclasses.astuple(finding)) for finding in findings)
+    return table.getvalue().encode()
 
 
 Table = tuple[list[str], list[list[str]]]

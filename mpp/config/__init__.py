@@ -2,6 +2,7 @@
 (`bounds`), what several may be together (`checks`), and what follows from them (`derived`)."""
 
 from mpp.config.commands import (
+    Ablate,
     Cache,
     Compare,
     Convert,
@@ -16,6 +17,7 @@ from mpp.config.commands import (
 )
 
 __all__ = [
+    "Ablate",
     "Cache",
     "Compare",
     "Convert",

@@ -7,6 +7,7 @@ import math
 from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
 from mpp.config.commands import (
+    Ablate,
     Compare,
     Convert,
     Doctor,
@@ -31,7 +32,7 @@ def check(config: Options) -> None:
     for name, value, _ in walk(config):
         if name.endswith("data.range") and isinstance(value, tuple) and not -math.inf < value[0] < value[1] < math.inf:
             raise UserError(f"{option_name(name)} {value[0]} {value[1]} must be the lowest value, then a higher one")
-    if isinstance(config, Supervised | FineTune | LinearProbe | Compare):
+    if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate):
         _check_held_out(config.data)
     if isinstance(config, Pretrain):
         check_pretraining(config)
@@ -44,6 +45,8 @@ def check(config: Options) -> None:
         _check_fine_tune(config)
     elif isinstance(config, Compare):
         _check_compare(config)
+    elif isinstance(config, Ablate):
+        _check_ablate(config)
     elif isinstance(config, Predict):
         _check_predict(config)
     elif isinstance(config, Embed):
@@ -162,16 +165,27 @@ def _check_compare(config: Compare) -> None:
             raise UserError(f"{option} must be one or more, each given once")
     if config.arms and (config.mpp or config.supervised or config.others):
         raise UserError("--arms names every arm: say --arms mpp=RUN in place of --mpp, --supervised and --others")
-    if len(set(config.pretrain_seeds)) < len(config.pretrain_seeds):
-        raise UserError("--pretrain-seeds must be one or more, each given once")
-    for of, train in {"pretrain.": config.pretrain.train, "finetune.": config.finetune.train}.items():
-        refuse_epochs(train, of)
-    with renamed("--", "--pretrain.", texts(config)):
-        check_pretraining(config.pretrain)
+    _check_pretraining_of(config)
+    refuse_epochs(config.finetune.train, "finetune.")
     with renamed("--", "--finetune.", texts(config)):
         _check_fine_tuning(config.finetune)
     warn_of_long_warmup(config.pretrain.optim, config.pretrain.train, "pretrain.")
     warn_of_long_warmup(config.finetune.optim, config.finetune.train, "finetune.")
+
+
+def _check_ablate(config: Ablate) -> None:
+    if not config.over and len(config.arms) < 2:
+        raise UserError("--over names what is changed, as in --over corrupt.ratio=0.25,0.75; give it")
+    _check_pretraining_of(config)
+
+
+def _check_pretraining_of(config: Compare | Ablate) -> None:
+    """The arms that are pretrained as part of a command."""
+    if len(set(config.pretrain_seeds)) < len(config.pretrain_seeds):
+        raise UserError("--pretrain-seeds must be one or more, each given once")
+    refuse_epochs(config.pretrain.train, "pretrain.")
+    with renamed("--", "--pretrain.", texts(config)):
+        check_pretraining(config.pretrain)
 
 
 def _check_scale(augment: Augment) -> None:

@@ -179,6 +179,35 @@ class Compare(Place):
 
 
 @dataclass
+class Ablate(Place):
+    """Which choices matter? Changes one option of a pretraining at a time, and measures frozen features each time.
+
+    Every variant is pretrained with several seeds and, by default, for equal arithmetic. Features are measured on a
+    part of the training split that is held out, so that choices do not look at test images. The output holds
+    ablation.md, ablation.png and results.csv; what it already holds is kept, so a cut ablation goes on. Example:
+
+      mpp ablate --arms visible --over visible.keep=0.15,0.4 data.target=pixels,hog --pretrain.data.path UNLABELLED
+        --data.path LABELLED --output runs/ablated
+    """
+
+    arms: tuple[str, ...] = ("mpp",)
+    """The pretraining that --over changes, then others to stand beside it: mpp, visible, supervised, NAME=PRESET or
+    NAME=INIT, as for `mpp compare --arms`."""
+    over: tuple[str, ...] = ()
+    """What to change: OPTION=VALUE,VALUE,..., as corrupt.ratio=0.25,0.75; several in one text, separated by spaces, are
+    changed together: "method=mpp data.target=hog,pixels"."""
+    equal: Literal["images", "flops", "seconds"] | None = "flops"
+    """What all variants have as much of as the first arm: images, arithmetic or seconds. None: as their options say."""
+    pretrain_seeds: tuple[Whole, ...] = (0, 1, 2)  # Seeds of pretraining; intervals are over them.
+    data: MeasuredData = but(MeasuredData, hold_out=0.2)
+    """The labelled set whose training split, four fifths and one, the features are measured on."""
+    probe: Probe = but(Probe, shots=(), eval_images=10_000)
+    probe_labels: Count = 10_000  # Training labels of the probes, at most.
+    pretrain: Pretraining = but(Pretraining, train=Train(steps=800), eval=PretrainEval(every=200, pictures=0))
+    dry_run: Once[bool] = False  # Only print what would be done, and how long it may take.
+
+
+@dataclass
 class Predict:
     """Write what a fine-tuned model says of images, with labels or without, to a table.
 
@@ -314,4 +343,4 @@ class Cache:
 Trained = Pretrain | Supervised | FineTune
 Run = Trained | LinearProbe  # each leaves a run's folder
 Plain = Convert | Pack | Cache | Doctor  # each does without devices
-AnyCommand = Run | Compare | Predict | Embed | Plain
+AnyCommand = Run | Compare | Ablate | Predict | Embed | Plain

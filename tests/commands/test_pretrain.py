@@ -443,10 +443,10 @@ def test_the_quickstart_preset_is_the_default():
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset):
     from mpp.config.checks import check
-    from mpp.config.commands import Compare, FineTune
+    from mpp.config.commands import Ablate, Compare, FineTune
 
-    kinds = {"finetune": (FineTune, check), "compare": (Compare, check)}
-    kind, check = kinds.get(preset.stem.split("-")[0], (Pretrain, check))
+    kinds = {"finetune": FineTune, "compare": Compare, "evidence": Compare, "ablate": Ablate}
+    kind = kinds.get(preset.stem.split("-")[0], Pretrain)
     check(parse(kind, ["--config", str(preset)]))
 
 

@@ -117,7 +117,7 @@ def test_a_signal_between_two_pieces_of_a_comparison_ends_it(tmp_path, monkeypat
     reset_accelerate()
     assert not compare(options)
     assert len(pieces) == {"begin": 0, "run_piece": 1, "write_report": 1}[stage]
-    assert f"the comparison goes on with: --config {tmp_path}/all/config.toml" in capsys.readouterr().out
+    assert f"the work goes on with: --config {tmp_path}/all/config.toml" in capsys.readouterr().out
     assert not (tmp_path / "all" / NAME).exists()
 
 
