@@ -29,6 +29,7 @@ KINDS = {
     FineTune: check,
     LinearProbe: check,
     Compare: check,
+    Ablate: check,
 }
 
 
