@@ -7,7 +7,6 @@ The benchmark reports the median over rounds, the spread, and ratios of medians.
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import math
 import platform
@@ -19,53 +18,65 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mpp.data.augment import View, normalise
+from mpp.data.augment import View
 from mpp.data.contents import Contents
 from mpp.data.images import load_images
 from mpp.data.loader import Share, no_draws, train_loader
 from mpp.data.packing import pack
-from mpp.data.randomness import Numbers, Purpose
 from mpp.errors import UserError, first_line
-from mpp.methods.corrupt import Corruption, draw_corruption
-from mpp.methods.masked_patches import MaskedPatchModel
-from mpp.methods.targets import make_target
-from mpp.models.vit import VARIANTS, ViT
 from mpp.run.command import run_command
 from mpp.run.machine import keep_freed_memory, use_all_cores
 from mpp.training.flops import peak_flops
 
-Step = Callable[[], None]
-Variant = Literal["nano", "Ti", "S", "B", "L"]
-Contender = Literal["ours", "vit-pytorch MPP", "transformers MIM", "timm ViT, no head"]
-Part = Literal["step", "loader", "train", "memory", "size", "batch"]
+sys.path.insert(0, str(Path(__file__).parent))  # `mpp benchmark` runs this file from elsewhere
+from contenders import (  # type: ignore[import-not-found,unused-ignore]
+    AS_MAE,
+    FLOOR,
+    MAE_PEERS,
+    OURS,
+    PEERS,
+    VISIBLE,
+    Contender,
+    Setting,
+    Step,
+    Variant,
+    build,
+    our_method,
+)
+
+Part = Literal["step", "small", "loader", "train", "memory", "size", "batch"]
 
 
 @dataclass
 class Benchmark:
     """Measure a training step, the loader, the training command, and cost against image size. Writes tables, JSON, PNG.
 
-    Peers: vit-pytorch's MPP and transformers' ViTForMaskedImageModeling. The floor is timm's bare ViT, forward and
-    backward, without head or optimiser. The benchmark skips peers that are not installed and names them.
+    Peers: vit-pytorch's MPP and MAE, transformers' ViTForMaskedImageModeling and ViTMAEForPreTraining. The floor is
+    timm's bare ViT, forward and backward, without head or optimiser. The benchmark skips peers that are not installed
+    and names them.
     """
 
     parts: tuple[Part, ...] = ("step", "loader", "train", "memory", "size")
-    """What to measure. step and loader: ours and the peers'. train: speed of the training command. memory: its memory
+    """What to measure. step and loader: ours and the peers'. small: a step of the nano model on 32 x 32 images, in
+    patches of 4 and batches of 128, of all contenders. train: speed of the training command. memory: its memory
     with a packed set of 100,000 images. size: cost against image size. batch: our speed against the batch size."""
     quick: bool = False
     """Fewer rounds and smaller sizes: under two minutes on two CPU cores."""
     variant: Variant = "S"
-    """Model size for the training step, with 16 x 16 patches."""
+    """Model size for the training step."""
     img_size: int = 224
     """Height and width of the images for the training step, in pixels."""
+    patch_size: int = 16
+    """Height and width of a patch for the training step, in pixels."""
     batch_size: int | None = None
     """Images per step. Default: 8 on a CPU (4 with --quick), 128 on a GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -73,7 +84,8 @@ class Benchmark:
     rounds: int = 7
     """Number of timed rounds for each contender."""
     contenders: tuple[Contender, ...] = ("ours", "vit-pytorch MPP", "transformers MIM", "timm ViT, no head")
-    """Contenders whose training step to measure; must include ours."""
+    """Contenders whose training step to measure; must include one of ours. As MAE: the pixels of all hidden patches,
+    by a self-attention decoder of two blocks as wide as the encoder (at most 512), as in MAE's peers."""
     steps: int | None = None
     """Steps of the training command. Default: 200 (30 with --quick)."""
     compile: bool | None = None
@@ -125,6 +137,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine(device), "options": vars(config).copy()}
     measures = {
         "step": measure_step,
+        "small": measure_small,
         "loader": measure_loader,
         "train": measure_training,
         "memory": measure_memory,
@@ -145,17 +158,18 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
 
 def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
     """Images/s and peak memory of every contender's whole training step."""
+    if not set(config.contenders) & {OURS, VISIBLE, AS_MAE}:
+        raise UserError("--contenders must include one of ours; the benchmark compares the others with it")
     images = config.batch_size or 1
     rows: list[Measured] = []
     steps: dict[str, Step] = {}
     memory: dict[str, float] = {}  # only on a GPU, where this process can measure it
     for name in config.contenders:
-        build = CONTENDERS[name]
         for compiled in (False, True) if config.compile else (False,):
             title = f"{name}, compiled" if compiled else name
             others = forget_peak(device)
             try:
-                step = build(config, device, compiled)
+                step = build(name, setting_of(config, device, compiled))
                 for _ in range(3 if compiled else 2):
                     step()
                 if device.type == "cuda":
@@ -169,40 +183,27 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
             steps[title] = step
             rows.append(Measured(title))
     take_turns(rows, steps, config.rounds, device)
-    floors = [row.rate(images) for row in rows if row.name == FLOOR]
-    floor = floors[0] if floors else math.nan
     peak = peak_flops(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    vit = ViT(config.variant, img_size=config.img_size, patch_size=16)
-    flops = MaskedPatchModel(vit, make_target("mean-colour", 16, 3).num_outputs).flops_an_image()
-    table: list[dict[str, Any]] = []
-    if not any(row.name.startswith(OURS) for row in rows):
-        raise UserError("--contenders must include ours; the benchmark compares the others with it")
-    for row in rows:
-        table.append(
-            {
-                "name": row.name,
-                "images_per_second": row.rate(images),
-                "spread": row.spread(),
-                "of_floor": row.rate(images) / floor,
-                "peak_memory_mib": memory[row.name] if memory else memory_of(config, row.name),
-            }
-        )
-    best = {kind: fastest(table, names) for kind, names in (("ours", (OURS,)), ("peer", PEERS), ("floor", (FLOOR,)))}
-    result: dict[str, Any] = {
-        "table": table,
-        "flops_per_image": flops,
-        "peak_flops": peak,
-        "mfu": best["ours"]["images_per_second"] * flops / peak,
-        "ours_over": {e["name"]: best["ours"]["images_per_second"] / e["images_per_second"] for e in table},
-    }
-    for other in ("peer", "floor"):
-        if best[other]:
-            result[f"ours_over_best_{other}"] = result["ours_over"][best[other]["name"]]
-            if best["ours"]["peak_memory_mib"] and best[other]["peak_memory_mib"]:
-                share = best["ours"]["peak_memory_mib"] / best[other]["peak_memory_mib"]
-                result[f"memory_of_ours_over_best_{other}"] = share
+    floor = next((row.rate(images) for row in rows if row.name == FLOOR), math.nan)
+    table: list[dict[str, Any]] = [
+        {
+            "name": row.name,
+            "images_per_second": row.rate(images),
+            "spread": row.spread(),
+            "of_floor": row.rate(images) / floor,
+            "peak_memory_mib": memory[row.name] if memory else memory_of(config, row.name),
+        }
+        for row in rows
+    ]
+    result: dict[str, Any] = {"table": table, "peak_flops": peak, "over": {}}
+    for ours, peers in ((OURS, PEERS), (VISIBLE, MAE_PEERS), (AS_MAE, MAE_PEERS)):
+        if best := fastest(table, (ours,)):
+            result["over"][ours] = compared(best, table, {"peer": peers, "floor": (FLOOR,)})
+            flops = our_method(ours, setting_of(config, device)).flops
+            result["over"][ours] |= {"flops_per_image": flops, "mfu": best["images_per_second"] * flops / peak}
+    size, patch = config.img_size, config.patch_size
     show(
-        f"A training step: ViT-{config.variant}/16 at {config.img_size}, batch {images}, {config.precision}",
+        f"A training step: ViT-{config.variant}/{patch} at {size}, batch {images}, {config.precision}",
         ["", "images/s", "spread", "of the floor", "peak memory"],
         [
             [
@@ -215,153 +216,42 @@ def measure_step(config: Benchmark, device: torch.device, out: Path) -> dict[str
             for e in table
         ],
     )
-    print(f"our MFU: {result['mfu']:.0%} of the {peak / 1e12:.2f} TFLOP/s that a large matrix product reaches here")
-    for other in ("peer", "floor"):
-        if best[other]:
-            print(f"ours is {result[f'ours_over_best_{other}']:.2f} x the {other} {best[other]['name']}")
+    for ours, over in result["over"].items():
+        ratios = [f"{ratio:.2f} x {name}" for name, ratio in over["ratios"].items()]
+        print(f"{ours} is {', '.join(ratios) or 'alone'}; MFU {over['mfu']:.0%} of {peak / 1e12:.2f} TFLOP/s")
     return result
+
+
+def measure_small(config: Benchmark, device: torch.device, out: Path) -> dict[str, Any]:
+    """The step of the nano model on 32 x 32 images, of all contenders."""
+    small = replace(config, variant="nano", img_size=32, patch_size=4, batch_size=128, contenders=get_args(Contender))
+    return measure_step(small, device, out)
+
+
+def setting_of(config: Benchmark, device: torch.device, compiled: bool = False) -> Setting:
+    """What the contenders of a training step have in common."""
+    size, patch, batch = config.img_size, config.patch_size, config.batch_size or 1
+    return Setting(config.variant, size, patch, batch, config.precision, device, compiled)
+
+
+def compared(best: dict[str, Any], table: list[dict[str, Any]], kinds: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Ratios of a row's images/s to those of the contenders of each kind, and of its memory to the fastest one's."""
+    found: dict[str, Any] = {"ratios": {}}
+    for kind, names in kinds.items():
+        for entry in table:
+            if entry["name"].removesuffix(", compiled") in names:
+                found["ratios"][entry["name"]] = best["images_per_second"] / entry["images_per_second"]
+        if other := fastest(table, names):
+            found[f"over_best_{kind}"] = best["images_per_second"] / other["images_per_second"]
+            if best["peak_memory_mib"] and other["peak_memory_mib"]:
+                found[f"memory_over_best_{kind}"] = best["peak_memory_mib"] / other["peak_memory_mib"]
+    return found
 
 
 def fastest(table: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
     """The row with the most images/s of the contenders `names`, compiled or not; {} if the table has none of them."""
     rows = [entry for entry in table if entry["name"].removesuffix(", compiled") in names]
     return max(rows, key=lambda entry: entry["images_per_second"], default={})
-
-
-OURS, FLOOR = "ours", "timm ViT, no head"
-PEERS = ("vit-pytorch MPP", "transformers MIM")
-
-
-def build_ours(config: Benchmark, device: torch.device, compiled: bool, patch_size: int = 16) -> Step:
-    """Ours: targets and normalisation are computed on the device, the head only sees corrupted tokens."""
-
-    vit = ViT(config.variant, img_size=config.img_size, patch_size=patch_size)
-    target = make_target("mean-colour", patch_size, 3)
-    model: nn.Module = MaskedPatchModel(vit, target.num_outputs).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    if compiled:
-        model.compile()
-    images = random_images(config, device)
-    rows = torch.arange(len(images), device=device)[:, None]
-    draws = draws_of_steps(len(images), vit.grid, pinned=device.type == "cuda")
-
-    def step() -> None:
-        drawn = Corruption(*(part.to(device, non_blocking=True) for part in next(draws)))
-        with autocast(config, device):
-            predictions = model(normalise(images), drawn)
-            loss = target.loss(predictions, target.of(images)[rows, drawn.indices])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def draws_of_steps(batch_size: int, grid: tuple[int, int], pinned: bool) -> Iterator[Corruption]:
-    """The corruption of each step; for a GPU drawn in advance into pinned memory, as the loader's processes do."""
-    steps = range(8) if pinned else itertools.count()
-    drawn = (draw_corruption(Numbers(0, Purpose.TRAIN, step, range(batch_size)), grid) for step in steps)
-    return itertools.cycle([Corruption(*(part.pin_memory() for part in each)) for each in drawn]) if pinned else drawn
-
-
-def build_vit_pytorch(config: Benchmark, device: torch.device, compiled: bool) -> Step:
-    """lucidrains' MPP. The released version fails with its own current ViT, whose [class] token and position
-    embeddings lack the leading axis; we add it. The targets need images in 0..1."""
-    from vit_pytorch import ViT
-    from vit_pytorch.mpp import MPP
-
-    size = VARIANTS[config.variant]
-    dim, heads = size["embed_dim"], size["num_heads"]
-    vit = ViT(
-        image_size=config.img_size,
-        patch_size=16,
-        num_classes=1,
-        dim=dim,
-        depth=size["depth"],
-        heads=heads,
-        dim_head=dim // heads,
-        mlp_dim=4 * dim,
-    )
-    if vit.cls_token.ndim == 2:
-        vit.cls_token = nn.Parameter(vit.cls_token.data[None])
-        vit.pos_embedding = nn.Parameter(vit.pos_embedding.data[None])
-    model = MPP(vit, patch_size=16, dim=dim, mask_prob=0.5, replace_prob=0.8, random_patch_prob=0.1).to(device)
-    run = torch.compile(model) if compiled else model
-    images = random_images(config, device)
-    return training_step(config, model, lambda: run(images.float() / 255), device)
-
-
-def build_transformers(config: Benchmark, device: torch.device, compiled: bool) -> Step:
-    """transformers' masked image modelling (SimMIM): reconstruction of masked pixels."""
-    from transformers import ViTConfig, ViTForMaskedImageModeling
-
-    size = VARIANTS[config.variant]
-    model: Any = ViTForMaskedImageModeling(
-        ViTConfig(
-            hidden_size=size["embed_dim"],
-            num_hidden_layers=size["depth"],
-            num_attention_heads=size["num_heads"],
-            intermediate_size=4 * size["embed_dim"],
-            image_size=config.img_size,
-            patch_size=16,
-            encoder_stride=16,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    )
-    model.to(device)
-    run = torch.compile(model) if compiled else model
-    images = random_images(config, device)
-    patches = (config.img_size // 16) ** 2
-    mask = torch.rand(len(images), patches, device=device).argsort(1) < patches // 2
-    return training_step(config, model, lambda: run(normalise(images), bool_masked_pos=mask).loss, device)
-
-
-def build_timm(config: Benchmark, device: torch.device, compiled: bool) -> Step:
-    """The floor: forward and backward of timm's ViT; the loss is the sum of its tokens."""
-    import timm
-
-    size = VARIANTS[config.variant]
-    model = timm.models.VisionTransformer(
-        img_size=config.img_size,
-        patch_size=16,
-        embed_dim=size["embed_dim"],
-        depth=size["depth"],
-        num_heads=size["num_heads"],
-        num_classes=0,
-    ).to(device)
-    run = torch.compile(model.forward_features) if compiled else model.forward_features
-    images = random_images(config, device).float() / 127.5 - 1
-
-    def step() -> None:
-        with autocast(config, device):
-            tokens = run(images)
-        tokens.sum().backward()
-        model.zero_grad()
-
-    return step
-
-
-CONTENDERS: dict[str, Callable[[Benchmark, torch.device, bool], Step]] = {
-    OURS: build_ours,
-    PEERS[0]: build_vit_pytorch,
-    PEERS[1]: build_transformers,
-    FLOOR: build_timm,
-}
-
-
-def training_step(config: Benchmark, model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Step:
-    """Forward, backward and optimiser step; every contender has the same fused AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        with autocast(config, device):
-            value = loss()
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def take_turns(rows: list[Measured], steps: dict[str, Step], rounds: int, device: torch.device) -> None:
@@ -388,8 +278,8 @@ def forget_peak(device: torch.device) -> int:
 
 def memory_of(config: Benchmark, name: str) -> float | None:
     """Peak memory in MiB that two steps of a contender add in a new process; None if the process fails."""
-    options = ["--variant", config.variant, "--img-size", str(config.img_size), "--batch-size", str(config.batch_size)]
-    options += ["--precision", config.precision]
+    options = ["--variant", config.variant, "--img-size", str(config.img_size), "--patch-size", str(config.patch_size)]
+    options += ["--batch-size", str(config.batch_size), "--precision", config.precision]
     line = [sys.executable, __file__, *options, "--memory-of", name]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.split() else None
@@ -400,7 +290,7 @@ def peak_memory_here(config: Benchmark, device: torch.device) -> float:
     train_well_on(device)
     name = config.memory_of or ""
     compiled = name.endswith(", compiled")
-    step = CONTENDERS[name.removesuffix(", compiled")](config, device, compiled)
+    step = build(name.removesuffix(", compiled"), setting_of(config, device, compiled))
     before = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which building the model has raised
     for _ in range(2):
@@ -643,8 +533,7 @@ BARE = "bare"
 
 def train_bare(config: Benchmark, device: torch.device) -> None:
     """Ten steps of the small preset's model on random images, without loader, training loop or run folder."""
-    each = replace(config, variant="nano", img_size=32, batch_size=256)
-    step = build_ours(each, device, False, patch_size=4)
+    step = build(OURS, setting_of(replace(config, variant="nano", img_size=32, patch_size=4, batch_size=256), device))
     for _ in range(10):
         step()
 
@@ -681,8 +570,8 @@ def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[st
     found: dict[str, Any] = {}
     for variant in variants:
         for size in sizes:
-            each = replace(config, variant=variant, img_size=size)
-            step = build_ours(each, device, False)
+            each = replace(config, variant=variant, img_size=size, patch_size=16)
+            step = build(OURS, setting_of(each, device))
             step()
             row = Measured(f"{variant} {size}")
             take_turns([row], {row.name: step}, 2 if config.quick else 5, device)
@@ -732,7 +621,7 @@ def measure_batches(config: Benchmark, device: torch.device, out: Path) -> dict[
     """Images/s of our step, not compiled, at 1/4, 1/2, 1, 2 and 4 times --batch-size."""
     found = {}
     for images in (max(1, (config.batch_size or 1) * quarters // 4) for quarters in (1, 2, 4, 8, 16)):
-        step = build_ours(replace(config, batch_size=images), device, False)
+        step = build(OURS, setting_of(replace(config, batch_size=images), device))
         step()
         row = Measured(str(images))
         take_turns([row], {row.name: step}, config.rounds, device)
@@ -748,8 +637,7 @@ def largest_batch(config: Benchmark) -> int:
     device, batch = torch.device("cuda"), 8
     while batch < 1 << 16:
         try:
-            config.batch_size = 2 * batch
-            build_ours(config, device, False)()
+            build(OURS, setting_of(replace(config, batch_size=2 * batch), device))()
             batch *= 2
         except torch.cuda.OutOfMemoryError:
             break
@@ -760,18 +648,6 @@ def largest_batch(config: Benchmark) -> int:
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
-
-
-def random_images(config: Benchmark, device: torch.device) -> Tensor:
-    """Random images, uint8 (B, 3, H, W), the same for all contenders."""
-    rng = torch.Generator().manual_seed(0)
-    shape = (config.batch_size or 1, 3, config.img_size, config.img_size)
-    return torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8).to(device)
-
-
-def autocast(config: Benchmark, device: torch.device) -> torch.autocast:
-    """Autocast to --precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def settle(device: torch.device) -> None:

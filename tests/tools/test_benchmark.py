@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,18 +14,41 @@ from mpp.errors import UserError
 from tests.helpers import ROOT
 from tools.benchmark import Measured, image_folder_batches, main, make_jpegs, our_batches, run_training
 
+SMALL = ["--variant", "nano", "--img-size", "16", "--patch-size", "4", "--batch-size", "2", "--rounds", "2"]
+
 
 def test_a_step_is_measured_beside_the_floor(tmp_path, capsys):
-    small = ["--variant", "nano", "--img-size", "32", "--batch-size", "2", "--rounds", "2", "--contenders", "ours"]
-    found = main(["--parts", "step", *small, "timm ViT, no head", "--out", str(tmp_path)])
+    main(["--parts", "step", *SMALL, "--contenders", "ours", "timm ViT, no head", "--out", str(tmp_path)])
     step = json.loads((tmp_path / "benchmark.json").read_text())["step"]
-    assert step == json.loads(json.dumps(found["step"]))
     rates = {row["name"]: row["images_per_second"] for row in step["table"]}
-    assert step["ours_over_best_floor"] == pytest.approx(rates["ours"] / rates["timm ViT, no head"])
-    assert step["mfu"] == pytest.approx(rates["ours"] * step["flops_per_image"] / step["peak_flops"])
-    assert 0 < step["mfu"] < 1
+    over = step["over"]["ours"]
+    assert over["over_best_floor"] == pytest.approx(rates["ours"] / rates["timm ViT, no head"])
+    assert over["mfu"] == pytest.approx(rates["ours"] * over["flops_per_image"] / step["peak_flops"])
+    assert 0 < over["mfu"] < 1
     assert all(row["peak_memory_mib"] > 0 for row in step["table"])
     assert "ours is" in capsys.readouterr().out
+
+
+def test_both_methods_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.benchmark.memory_of", lambda config, name: None)
+    contenders = ["ours", "ours visible", "ours visible, as MAE"]
+    step = main(["--parts", "step", *SMALL, "--contenders", *contenders, "--out", str(tmp_path)])["step"]
+    assert [row["name"] for row in step["table"]] == list(step["over"]) == contenders
+    mpp, visible, as_mae = (step["over"][name]["flops_per_image"] for name in contenders)
+    assert visible < as_mae < mpp
+
+
+def test_a_missing_library_is_left_out_and_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vit_pytorch", None)  # importing it raises ImportError
+    monkeypatch.setattr("tools.benchmark.memory_of", lambda config, name: None)
+    step = main(["--parts", "step", *SMALL, "--contenders", "ours", "vit-pytorch MAE", "--out", str(tmp_path)])["step"]
+    assert [row["name"] for row in step["table"]] == ["ours"]
+    assert "left out: vit-pytorch MAE (" in capsys.readouterr().out
+
+
+def test_others_alone_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--contenders must include one of ours"):
+        main(["--parts", "step", "--contenders", "timm ViT, no head", "--out", str(tmp_path)])
 
 
 def test_batch_sizes_around_the_one_asked_for_are_measured(tmp_path):
