@@ -15,7 +15,7 @@ from mpp.commands.embed import embeddings
 from mpp.commands.twins import FLAT, Twins
 from mpp.config.commands import Doctor
 from mpp.config.options import Source
-from mpp.data.bands import RANGES, Bands
+from mpp.data.bands import RANGES, Bands, counted
 from mpp.data.examine import Examined, examine
 from mpp.data.images import open_images, with_bands
 from mpp.data.parts import Parts
@@ -165,6 +165,10 @@ def features_of(splits: list[Examined], init: str) -> np.ndarray:
             for batch in parts.loader(list(range(parts.count)), vit.img_size, 256, 0):
                 if "images" in batch:
                     found.append(embeddings(vit, batch["images"], vit.depth, "mean", accelerator).numpy())
+        if sum(map(len, found)) != sum(map(len, splits)):
+            raise UserError(
+                f"--init {init} takes images of {counted(vit.in_chans)}, and some have others; leave it out"
+            )
         return np.concatenate(found)
     finally:
         let_go(accelerator)

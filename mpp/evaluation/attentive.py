@@ -185,5 +185,9 @@ def scores_of(probes: Sequence[AttentivePooling], tokens: Tokens, places: Tensor
 
 def _statistics(tokens: Tokens, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of the tokens of some batches."""
-    x = torch.cat([rearrange(part.cpu(), "b n d -> (b n) d") for part in tokens.batches(batches)])
-    return x.mean(0), x.std(0).clamp_min(1e-6)
+    sums, count = torch.zeros(2, tokens.dim, dtype=torch.float64), 0  # of values, and of their squares
+    for part in tokens.batches(batches):
+        x = rearrange(part.cpu().double(), "b n d -> (b n) d")
+        sums, count = sums + torch.stack([x.sum(0), x.square().sum(0)]), count + len(x)
+    mean, square = sums / count
+    return mean.float(), (square - mean.square()).clamp_min(1e-12).sqrt().float()

@@ -103,6 +103,19 @@ def test_shards_with_a_broken_image_are_looked_at(tmp_path, capsys):
     assert "000003" in capsys.readouterr().out
 
 
+def test_arrays_with_values_of_other_types_are_described_and_nan_is_named(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", (rng.random((16, 16, 5)) * 900).astype(np.uint16))
+    np.save(tmp_path / "nan.npy", np.full((16, 16, 5), np.nan, np.float32))
+    found = mpp.doctor({"data.path": str(tmp_path)})
+    said = capsys.readouterr().out
+    assert (found["images"], found["unreadable"]) == ({"train": 3}, 1)
+    assert "values: 3 of 5 x uint16, from 0 to 89" in said
+    assert "nan.npy (" in said
+    assert "--data.range auto" in found["command"]
+
+
 def test_wrong_options_are_one_line(odd, tmp_path):
     (tmp_path / "there.csv").write_text("mine")
     for options, says in (

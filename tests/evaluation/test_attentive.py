@@ -19,7 +19,8 @@ from mpp.evaluation.probes import Scaler, logistic_regression, top_k
 
 def tokens_of(x):
     """Patch tokens that are given."""
-    return SimpleNamespace(accelerator=SimpleNamespace(device="cpu"), batches=lambda places: (x[p] for p in places))
+    device = SimpleNamespace(device="cpu")
+    return SimpleNamespace(accelerator=device, dim=x.shape[-1], batches=lambda places: (x[p] for p in places))
 
 
 def marked(count, seed):
