@@ -137,6 +137,7 @@ class Corrupt:
     other: Share = 0.1  # Share that gets the embedding of a random other patch of the image.
     keep: Share = 0.1  # Share that keeps its embedding. --corrupt.mask, .other and .keep sum to 1.
     shape: Literal["uniform", "blocks"] = "uniform"  # Choose patches one by one, or in rectangular blocks (BEiT).
+    decoder_depth: Whole = 0  # Blocks between encoder and head, thrown away after pretraining; the paper has none.
 
 
 @dataclass

@@ -133,3 +133,18 @@ def test_predictions_come_from_the_corrupted_patches_own_tokens_and_no_other():
     for b in range(3):
         for k, index in enumerate(corruption.indices[b]):
             assert torch.allclose(predictions[b, k], model.head(tokens[b, 1 + index]), atol=1e-5)
+
+
+def test_thrown_away_blocks_see_all_tokens_and_only_the_corrupted_are_predicted():
+    torch.manual_seed(0)
+    model = MaskedPatchModel(ViT("nano", img_size=16, patch_size=4, depth=2), 7, decoder_depth=2).eval()
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    drawn = draw_corruption(numbers(3), (4, 4))
+    tokens = model.vit.encode(corrupt(model.vit.embed(images), model.mask_token, drawn))  # (3, 1 + 16, D)
+    for block in model.decoder:
+        tokens = block(tokens)
+    every = model.head(model.norm(tokens[:, 1:]))
+    own = torch.stack([every[i, places] for i, places in enumerate(drawn.indices)])
+    assert torch.allclose(model(images, drawn), own, atol=1e-5)
+    plain = MaskedPatchModel(model.vit, 7)
+    assert model.flops_an_image() > 1.5 * plain.flops_an_image()
