@@ -181,6 +181,7 @@ def overview() -> str:
             "usage: mpp COMMAND [OPTIONS]\n",
             "Masked patch prediction: pretrain Vision Transformers on images without labels.\n",
             *(f"  {name:12}{line}" for name, line in lines.items()),
-            "\n`mpp COMMAND --help` explains every option. On several processes: accelerate launch -m mpp COMMAND ...",
+            "\n`mpp COMMAND --help` explains the main options, --help-all every one.",
+            "On several processes: mpp COMMAND --processes N, or accelerate launch -m mpp COMMAND ...",
         ]
     )

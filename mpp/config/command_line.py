@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mpp.config.bounds import Mark, Options, marked, option_name
+from mpp.config.help import help_of
 from mpp.config.presets import read_toml
 from mpp.config.words import given, nearest, spelt_out
 from mpp.errors import SaidByTheFirst, UserError, is_first_process
@@ -24,6 +26,10 @@ def parse(
     come first, without their names. Raises UserError for a bad option; --help ends the process."""
     default = kind()
     args = spelt_out(sys.argv[1:] if args is None else args, flattened(default), in_place)
+    if every := {"--help-all", "--help", "-h"}.intersection(args):
+        if is_first_process():
+            _show(help_of(kind, prog or Path(sys.argv[0]).name, in_place, "--help-all" in every))
+        sys.exit(0)
     path = _value_of("--config", args)
     if path is None and "--resume" in args and (output := _value_of("--output", args)):
         own = Path(output) / "config.toml"  # a run goes on with its own options
@@ -31,7 +37,7 @@ def parse(
     try:
         if path:
             default = overlaid(default, read_toml(path), "--config", path)
-        return _read(args, default, prog=prog)
+        return _read(args, default)
     except UserError as error:
         if not is_first_process():
             raise SaidByTheFirst(str(error)) from error
@@ -44,7 +50,15 @@ def overlaid(config: Config, values: dict[str, Any], option: str, file: str) -> 
     return _read(as_arguments(values), config, f" (in {file})")
 
 
-def _read(args: list[str], default: Config, where: str = "", prog: str | None = None) -> Config:
+def _show(text: str) -> None:
+    """Print a text whose reader may end before it does (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _read(args: list[str], default: Config, where: str = "") -> Config:
     """Read a command line over `default`."""
     args = spelt_out(args, flattened(default))
     _choose_steps_or_epochs(args, default, where)
@@ -55,8 +69,7 @@ def _read(args: list[str], default: Config, where: str = "", prog: str | None = 
         raise UserError(_complaint(event, list(flattened(default))) + where)
 
     with on_parse_error(refuse):
-        first = is_first_process()
-        return tyro.cli(type(default), prog=prog, args=args, default=default, console_outputs=first)
+        return tyro.cli(type(default), args=args, default=default, console_outputs=is_first_process())
 
 
 def _complaint(event: Any, known: list[str]) -> str:

@@ -70,7 +70,7 @@ class Pretrain(Training, Pretraining):
     Half the patches of every image are corrupted, and the model learns to predict their colours. Without options it
     trains on built-in images for a few minutes, on whatever this machine has. Example:
 
-      accelerate launch mpp/pretrain.py --config tiny-imagenet-32 --data.path DIR --output runs/tin
+      mpp pretrain photos --config tiny-imagenet-32 --output runs/tin
     """
 
 
@@ -80,7 +80,7 @@ class LinearProbe(Place, Seeded):
 
     Features are extracted once. The labels of the evaluation split are used once, at the end. Example:
 
-      accelerate launch recipes/linear_probe.py --init runs/tin --data.path DIR --data.eval-split test
+      mpp probe runs/tin labelled --data.eval-split test
     """
 
     init: str = "scratch"
@@ -100,7 +100,7 @@ class Supervised(Training):
     It has the same backbone, loop and augmentation as mpp/pretrain.py, a head with one hidden tanh layer, and exports
     the encoder in the same form. Example:
 
-      accelerate launch recipes/supervised.py --data.path DIR --train.steps 5000 --output runs/supervised
+      mpp supervised labelled --train.steps 5000 --output runs/supervised
     """
 
     data: LabelledData = but(LabelledData)
@@ -117,8 +117,8 @@ class FineTune(Training, FineTuning):
 
     Examples:
 
-      accelerate launch recipes/finetune.py --init runs/tin --data.path DIR --data.labels 1000 --output runs/fine
-      accelerate launch recipes/finetune.py --init runs/fine --data.path OTHER --eval-only --export-predictions p.csv
+      mpp finetune runs/tin labelled --data.labels 1000 --output runs/fine
+      mpp finetune runs/fine other --eval-only --export-predictions p.csv
     """
 
     init: str = "scratch"
@@ -143,7 +143,7 @@ class Compare(Place):
     and seeds, and writes report.html, report.md and results.csv. It keeps what --output already holds, so a cut
     comparison goes on. Without options it uses the built-in images, about 12 minutes on two CPU cores. Example:
 
-      accelerate launch recipes/compare.py --mpp runs/tin --supervised runs/sup --data.path DIR --labels 1000 5000
+      mpp compare labelled --mpp runs/tin --supervised runs/sup --labels 1000 5000
     """
 
     mpp: str | None = None  # A run of mpp/pretrain.py (or an exported backbone, or a hub id). Default: trained here.
@@ -296,7 +296,7 @@ class Pack:
 
     A packed file opens in milliseconds and needs no decoding. A cut packing goes on where it was. Example:
 
-      python tools/pack.py --data.path DIR --out runs/set.mpp
+      mpp pack DIR --out runs/set.mpp
     """
 
     out: str | None = None  # The file to write.

@@ -21,6 +21,8 @@ from mpp.training.flops import peak_flops
 from mpp.training.job import Job
 from mpp.training.learner import Learner
 
+_NO_SHARES = {"eval/loss", "eval/effective_rank"}  # other metrics of an evaluation are shares, told in percent
+
 
 class Progress:
     """The telling side of a training, from its first step to its last."""
@@ -121,4 +123,5 @@ def mean_over_group(accelerator: Accelerator, parts: list[dict[str, Tensor]]) ->
 
 def summary_line(step: int, steps: int, metrics: dict[str, float]) -> str:
     """An evaluation in one line for the terminal."""
-    return f"step {step}/{steps}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    told = (f"{name} {value:.4g}" if name in _NO_SHARES else f"{name} {value:.1%}" for name, value in metrics.items())
+    return f"step {step}/{steps}: " + ", ".join(told)

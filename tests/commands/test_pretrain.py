@@ -425,7 +425,7 @@ def test_an_unknown_option_in_a_preset_is_named_with_its_file(tmp_path):
 
 def test_help_names_every_option_and_does_not_wait_for_torch():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "mpp" / "pretrain.py"), "--help"],
+        [sys.executable, "-X", "importtime", str(ROOT / "mpp" / "pretrain.py"), "--help-all"],
         capture_output=True,
         text=True,
         timeout=60,

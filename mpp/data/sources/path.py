@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,9 +206,12 @@ def _chosen(path: str, named: MetadataConfigs, config: str | None) -> str:
 
 @contextmanager
 def naming_the_source(path: str) -> Iterator[None]:
-    """Turn an exception of `datasets` into a UserError of one line that names the source."""
+    """Turn an exception of `datasets` into a UserError of one line that names the source. Its bars are for what is
+    downloaded: a set on this machine has none."""
+    quiet = contextlib.nullcontext() if "datasets" not in sys.modules else _bars_of_downloads(path)
     try:
-        yield
+        with quiet:
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -220,6 +225,21 @@ def naming_the_source(path: str) -> Iterator[None]:
         if reason.startswith(("Config name is missing", "BuilderConfig")):  # of a hub id; both list the names
             way_out = "name one with --data.config"
         raise UserError(f"--data.path {path} could not be read as a set of images ({reason}); {way_out}") from error
+
+
+@contextmanager
+def _bars_of_downloads(path: str) -> Iterator[None]:
+    """Hide the bars of `datasets` while it reads a set on this machine."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = os.path.exists(os.path.expanduser(path)) and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
 
 
 def _innermost(error: BaseException) -> BaseException:
