@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
@@ -52,7 +53,7 @@ def help_of(kind: type[Options], prog: str, in_place: Sequence[str], every: bool
         elif option.group != group:
             lines += ["", *_wrapped(f"{option.group}: {option.about}")]
         group = option.group
-        lines += ["  " + _usage(option, options), *_wrapped(option.text + _default(option), "      ")]
+        lines += ["  " + _usage(option, options), *_wrapped(_text(option), "      ")]
     if len(shown) < len(options):
         lines += ["", *_wrapped(f"`{prog} --help-all` explains all {len(options)} options.")]
     return "\n".join(lines)
@@ -97,6 +98,12 @@ def _values(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"{_values(parts[0])} ..." if parts[-1] is ... else " ".join(map(_values, parts))
     return _TYPES.get(hint, "")
+
+
+def _text(option: Option) -> str:
+    """An option's text and its default; what the text says of another command's default is left out."""
+    default = _default(option)
+    return (re.sub(r"\s*Default: [^.]*\.$", "", option.text) if default else option.text) + default
 
 
 def _default(option: Option) -> str:
