@@ -22,7 +22,7 @@ from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.masked_patches import MaskedPatches
 from mpp.methods.patch_prediction import PatchPrediction, not_measurable
 from mpp.methods.visible_patches import VisiblePatches
-from mpp.run.command import spelled
+from mpp.run.command import quoted, spelled
 from mpp.run.folder import finish, prepared_output, unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
@@ -115,6 +115,6 @@ def closing_summary(config: Pretrain, job: PatchPrediction, output: Path, outcom
         [
             *lines,
             f"Pictures: {output / 'samples'}    Curves: tensorboard --logdir {output.parent}",
-            f"Next:     {spelled('probe')} --init {output} {labelled}",
+            f"Next:     {spelled('probe')} --init {quoted(output)} {labelled}",
         ]
     )

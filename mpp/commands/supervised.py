@@ -20,7 +20,7 @@ from mpp.data.splits import open_labelled
 from mpp.data.survey import cropped, noted
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.models.backbones import build_vit
-from mpp.run.command import spelled
+from mpp.run.command import quoted, spelled
 from mpp.run.folder import finish, prepared_output
 
 
@@ -51,7 +51,7 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
         result = write_result(job, "supervised", output, outcome) | {"data": data}
         result = finish(output, config, result)
         write_cards(output, config, result)
-        next_line = f"Next: {spelled('finetune')} --init {output} --data.path LABELLED_IMAGES"
+        next_line = f"Next: {spelled('finetune')} --init {quoted(output)} --data.path LABELLED_IMAGES"
         then = "\n".join([*QuickProbe.closing_lines(config, outcome.metrics), next_line])
         print(
             closing_summary(

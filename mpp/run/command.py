@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import sys
 import threading
 import time
@@ -89,11 +90,14 @@ def loss_of_a_process(error: Exception) -> str | None:
     return None
 
 
-_FILES = {"pretrain": "mpp/pretrain.py", "probe": "recipes/linear_probe.py"}
-
-
 def spelled(name: str) -> str:
-    """How this user calls a command: `mpp NAME` if that started this one, else its file by `accelerate launch`."""
-    if Path(sys.argv[0]).name == "mpp" or Path(sys.argv[0]).parts[-2:] == ("mpp", "__main__.py"):
+    """How this user calls a command, from any folder: `mpp NAME` if that started this one, else by the launcher."""
+    started = Path(sys.argv[0])
+    if started.name == "mpp" or started.parts[-2:] == ("mpp", "__main__.py"):
         return f"mpp {name}"
-    return f"accelerate launch {_FILES.get(name, f'recipes/{name}.py')}"
+    return f"accelerate launch -m mpp {name}"
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a command line takes it from any folder."""
+    return shlex.quote(os.path.abspath(path))

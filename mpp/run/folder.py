@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from mpp.config.commands import LinearProbe, Run
 from mpp.config.options import Seeded
 from mpp.errors import UserError
 from mpp.files import as_json, clear_drafts, draft_of, is_special, write_whole
-from mpp.run.command import spelled
+from mpp.run.command import quoted, spelled
 from mpp.run.lock import locked_folder
 from mpp.run.machine import PREPARING, wait_at_most
 from mpp.run.stops import Stopped
@@ -246,7 +247,7 @@ def prepared_output(config: Run, command: str, resume: bool, accelerator: Accele
             yield folder
         except Stopped as stop:
             if not isinstance(config, LinearProbe) and holds_a_run(folder):
-                stop.way_on = how_to_resume(command, stop.step, folder)
+                stop.way_on = how_to_resume(command, stop.step, folder, config)
             raise
 
 
@@ -296,13 +297,16 @@ def refuse_links(folder: Path) -> None:
                 )
 
 
-def how_to_resume(name: str, step: int | None, output: Path) -> str:
-    """What a stopped run says last: the command that goes on with it."""
+def how_to_resume(name: str, step: int | None, output: Path, config: Options) -> str:
+    """What a stopped run says last: the command that goes on with it, from any folder."""
+    named = (value for option, value in flattened(config).items() if isinstance(value, str) and option != "output")
+    relative = any(not os.path.isabs(value) and os.path.exists(value) for value in named)
+    there = f"cd {quoted('.')} && " if relative else ""
     processes = PartialState().num_processes
     launched = f" (with the launch options it began with: {processes} processes)" if processes > 1 else ""
     return (
-        f"stopped{'' if step is None else f' at step {step}'}; resume with: {spelled(name)} --config "
-        f"{output / 'config.toml'} --output {output} --resume{launched}"
+        f"stopped{'' if step is None else f' at step {step}'}; resume with: {there}{spelled(name)} "
+        f"--config {quoted(output / 'config.toml')} --output {quoted(output)} --resume{launched}"
     )
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from mpp.config import Pretrain
+from mpp.run.folder import how_to_resume
+from tests.helpers import ROOT, reset_accelerate
 
 PROGRAM = """
 import atexit, sys
@@ -38,3 +41,17 @@ def test_one_of_several_processes_ends_without_taking_the_interpreter_down(proce
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, said)
     assert ("a wrong option" in done.stderr) == (code == 2)
+
+
+def test_the_line_that_resumes_works_from_any_folder(tmp_path, monkeypatch):
+    reset_accelerate()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mpp"])
+    (tmp_path / "my photos").mkdir()
+    config = Pretrain(output="run")
+    here = f"{tmp_path}/run"
+    line = f"mpp pretrain --config {here}/config.toml --output {here} --resume"
+    assert how_to_resume("pretrain", 3, Path("run"), config) == f"stopped at step 3; resume with: {line}"
+    config.data.path = "my photos"
+    assert f"resume with: cd {tmp_path} && {line}" in how_to_resume("pretrain", 3, Path("run"), config)
+    assert "--output '/a b'" in how_to_resume("pretrain", 3, Path("/a b"), config)

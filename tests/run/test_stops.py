@@ -78,7 +78,7 @@ def test_a_signal_in_a_learning_rate_trial_ends_the_command(tmp_path, monkeypatc
     reset_accelerate()
     assert not finetune(options)
     assert len(steps) == 2
-    assert f"resume with: accelerate launch recipes/finetune.py --config {tmp_path}/run" in capsys.readouterr().out
+    assert f"resume with: accelerate launch -m mpp finetune --config {tmp_path}/run" in capsys.readouterr().out
     reset_accelerate()
     result = finetune(["--output", str(tmp_path / "run"), "--resume"])
     assert (len(steps), len(result["lr_grid_top1"])) == (6, 2)

@@ -372,7 +372,7 @@ def test_a_signal_to_two_processes_stops_both_with_a_checkpoint(tmp_path, number
         process.join(60)
     text = (tmp_path / "run.log").read_text()
     assert [process.exitcode for process in processes] == [0, 0], text
-    stopped = re.search(r"stopped at step (\d+); resume with: accelerate launch mpp/pretrain.py --config", text)
+    stopped = re.search(r"stopped at step (\d+); resume with: accelerate launch -m mpp pretrain --config", text)
     assert checkpoints.latest(tmp_path / "run" / "checkpoints")[1]["step"] == int(stopped[1])
     assert "Traceback" not in text
 
