@@ -36,6 +36,7 @@ from mpp.config.words import given
 from mpp.errors import UserError, is_first_process, plain_warnings
 from mpp.files import shipped
 from mpp.run.command import loss_of_a_process, run_command
+from mpp.run.launch import launched, processes_asked_for
 from mpp.run.stops import STOP, Stopped
 
 
@@ -156,6 +157,9 @@ def _dispatch(words: list[str]) -> None:
 
         print(completion(" ".join(rest), {name: c.options for name, c in COMMANDS.items()}, OTHERS))
     elif name in COMMANDS:
+        processes, rest = processes_asked_for(rest)
+        if processes > 1:
+            sys.exit(launched(processes, [name, *rest]))
         start(parse(COMMANDS[name].options, rest, f"mpp {name}", COMMANDS[name].in_place))
     elif name == "presets":
         print("\n".join(f"{name}\n    {purpose(file)}\n    {file}" for name, file in presets().items()))
