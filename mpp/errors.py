@@ -38,6 +38,11 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """1 file; 2 files."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def listed(names: Iterable[str], most: int = 10) -> str:
     """Names from a file for a message: the first `most` of them, none longer than 80 characters."""
     names = list(names)

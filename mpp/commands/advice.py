@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpp.config.options import Source
+from mpp.errors import counted
 
 _SIZES = ((32, 4), (64, 8), (128, 16), (224, 16))  # image and patch: 64 patches on a CPU, up to 196 on a GPU
 
@@ -60,7 +61,7 @@ def advised(seen: Seen, data: Source) -> tuple[list[str], list[str]]:
         why.append(f"channels: images have {' or '.join(map(str, seen.channels))} of them")
     if seen.unreadable:
         words += ["--data.on-error", "skip"]
-        why.append(f"on-error skip: {seen.unreadable:,} image{'s' * (seen.unreadable > 1)} cannot be read")
+        why.append(f"on-error skip: {counted(seen.unreadable, 'image')} cannot be read")
     return [*words, "--output", f"runs/{Path(data.path).stem or 'mine'}"], why
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from mpp.config.commands import Cache
 from mpp.data.cache import Entry, cache_folder, clear_marks, entries, gigabytes, refuse_untrusted
-from mpp.errors import UserError, printable
+from mpp.errors import UserError, counted, printable
 
 
 def run_cache(config: Cache) -> list[Entry]:
@@ -32,4 +32,4 @@ def run_cache(config: Cache) -> list[Entry]:
 
 
 def _sets(some: list[Entry]) -> str:
-    return f"{len(some):,} set{'' if len(some) == 1 else 's'} of {gigabytes(sum(entry.size for entry in some))}"
+    return f"{counted(len(some), 'set')} of {gigabytes(sum(entry.size for entry in some))}"

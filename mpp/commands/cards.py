@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mpp.config.bounds import Options
 from mpp.config.command_line import flattened
 from mpp.config.hub import on_hub
-from mpp.errors import escaped
+from mpp.errors import counted, escaped
 from mpp.files import write_whole
 from mpp.methods.classify import load_classifier
 from mpp.models.backbones import load_backbone
@@ -86,7 +86,7 @@ def card_of(kind: str, model: dict[str, Any], options: dict[str, Any], result: d
         _loading(kind, vit["in_chans"], height, width),
         f"Images are cropped to {height} x {width} at their centre and scaled; "
         + (f"values {pixels[0]:g} and {pixels[1]:g}" if pixels else "0 and 255")
-        + f" become -1 and 1. They have {vit['in_chans']} channel{'s' * (vit['in_chans'] != 1)}.",
+        + f" become -1 and 1. They have {counted(vit['in_chans'], 'channel')}.",
         "`mpp convert FOLDER --to timm DIR` writes it for timm; other forms are `hf`, `torchvision`, `npz`, `onnx` and "
         "`torch-export`.",
         "## Licence",

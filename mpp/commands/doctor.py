@@ -15,13 +15,13 @@ from mpp.commands.embed import embeddings
 from mpp.commands.twins import FLAT, Twins
 from mpp.config.commands import Doctor
 from mpp.config.options import Source
-from mpp.data.bands import RANGES, Bands, counted
+from mpp.data.bands import RANGES, Bands
 from mpp.data.examine import Examined, examine
 from mpp.data.images import open_images, with_bands
 from mpp.data.parts import Parts
 from mpp.data.sources.path import is_stream, split_names
 from mpp.data.streams import Stream
-from mpp.errors import UserError, listed, printable, renamed
+from mpp.errors import UserError, counted, listed, printable, renamed
 from mpp.evaluation.predictions import write_table
 from mpp.models.backbones import load_backbone
 from mpp.run.folder import why_unwritable
@@ -167,7 +167,7 @@ def features_of(splits: list[Examined], init: str) -> np.ndarray:
                     found.append(embeddings(vit, batch["images"], vit.depth, "mean", accelerator).numpy())
         if sum(map(len, found)) != sum(map(len, splits)):
             raise UserError(
-                f"--init {init} takes images of {counted(vit.in_chans)}, and some have others; leave it out"
+                f"--init {init} takes images of {counted(vit.in_chans, 'channel')}, and some have others; leave it out"
             )
         return np.concatenate(found)
     finally:

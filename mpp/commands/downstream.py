@@ -14,11 +14,10 @@ from accelerate.utils import broadcast_object_list, set_seed
 
 from mpp.config.commands import FineTune, LinearProbe
 from mpp.config.options import Data
-from mpp.data.bands import counted
 from mpp.data.identity import trained_on
 from mpp.data.images import HeldOut, Images, bands_of
 from mpp.data.splits import open_labelled
-from mpp.errors import UserError, renamed, warn
+from mpp.errors import UserError, counted, renamed, warn
 from mpp.models.backbones import downstream_vit
 from mpp.models.vit import ViT
 
@@ -61,8 +60,8 @@ def as_taken_by(vit: ViT, init: str, data: SomeData, *, fitted: bool = True) -> 
         return
     if data.channels not in (None, vit.in_chans):
         raise UserError(
-            f"--data.channels {data.channels}: --init {init} takes images of {counted(vit.in_chans)}; leave the option "
-            f"out, or pretrain on such images"
+            f"--data.channels {data.channels}: --init {init} takes images of {counted(vit.in_chans, 'channel')}; leave "
+            f"the option out, or pretrain on such images"
         )
     if vit.pixel_range and data.range not in (None, vit.pixel_range):
         low, high = vit.pixel_range

@@ -15,7 +15,7 @@ from mpp.config.options import Data
 from mpp.data.images import HeldOut, Images
 from mpp.data.loader import share_of
 from mpp.data.sources.path import plain_folder
-from mpp.errors import UserError, listed, printable, warn
+from mpp.errors import UserError, counted, listed, printable, warn
 from mpp.evaluation.intervals import interval_of, told_interval
 from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
 from mpp.models.sizes import refuse_odd_classes
@@ -48,7 +48,7 @@ def tell_classes(data: Data, train: Images | None, test: Images, accelerator: Ac
         alike = {_bare(name): name for name in trained}
         twins = [f"{alike[_bare(name)]} for {name}" for name in missing if _bare(name) in alike]
         some = "1 class is measured but has" if len(missing) == 1 else f"{len(missing):,} classes are measured but have"
-        counts = (f"{name} ({count:,} image{'s' * (count > 1)})" for name, count in missing.items())
+        counts = (f"{name} ({counted(count, 'image')})" for name, count in missing.items())
         under = f"; under another spelling there is {listed(twins)}: give a class one name" if twins else ""
         warn(f"{some} no training image, without which a class cannot be learnt: {listed(counts)}{under}")
 
@@ -115,7 +115,7 @@ def closing_summary(result: dict[str, Any], path: str, output: Path, title: str,
     (worst, low), (best, high) = accuracies[0], accuracies[-1]
     images = result["eval_images"]
     lines = [
-        f"\n{title}: accuracy on {images:,} held-out image{'s' * (images != 1)} of {result['classes']} classes:",
+        f"\n{title}: accuracy on {counted(images, 'held-out image')} of {result['classes']} classes:",
         f"  top 1    {result['eval/top1']:6.1%}   ({told_interval(result['eval/top1'], images)}; chance "
         f"{1 / result['classes']:.1%})",
         f"  top 5    {result['eval/top5']:6.1%}",

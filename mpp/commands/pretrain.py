@@ -18,6 +18,7 @@ from mpp.data.loader import Share, share_of
 from mpp.data.splits import open_splits
 from mpp.data.streams import Stream
 from mpp.data.survey import cropped, noted
+from mpp.errors import counted
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.masked_patches import MaskedPatches
 from mpp.methods.patch_prediction import PatchPrediction, not_measurable
@@ -96,7 +97,7 @@ def closing_summary(config: Pretrain, job: PatchPrediction, output: Path, outcom
     what = {"mpp": "corrupted", "visible": "hidden"}[config.method]
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
-        f"accuracy on the {what} patches of {job.measured:,} held-out image{'s' * (job.measured != 1)}:",
+        f"accuracy on the {what} patches of {counted(job.measured, 'held-out image')}:",
         f"  guessing the commonest {kind:<16}{majority:6.1%}",
         f"  guessing from the nearest visible      {neighbours:6.1%}",
         f"  the model                              {model:6.1%}",

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mpp.config.bounds import LARGEST
 from mpp.config.options import Optim, Train
-from mpp.errors import UserError, is_first_process, warn
+from mpp.errors import UserError, counted, is_first_process, warn
 
 SomeTrain = TypeVar("SomeTrain", bound=Train)
 EPOCHS, FEWEST, MOST, EPOCHS_OF_MANY = 60, 200, 2000, 5  # of fine-tuning: passes, steps, steps, passes
@@ -57,7 +57,7 @@ def steps_for(labels: int, batch: int) -> int:
 
 def told(train: Train, images: int | None) -> str:
     """Steps, batch and, of a set whose images are counted, epochs."""
-    steps = f"{train.steps:,} step{'s' * (train.steps != 1)} of {train.batch_size:,} images"
+    steps = f"{counted(train.steps, 'step')} of {train.batch_size:,} images"
     if not images:
         return steps
     epochs = train.steps * train.batch_size / images

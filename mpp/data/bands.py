@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from einops import repeat
 
+from mpp.errors import counted
+
 Range = tuple[float, float]
 
 
@@ -75,11 +77,8 @@ def with_channels(values: np.ndarray, channels: int | None) -> np.ndarray:
 
 def other_channels(there: int, wanted: int | None) -> str:
     """Why an image is refused that has another number of channels than its set."""
-    return f"it has {counted(there)}, and the others of the set have {wanted}; --data.channels says how many are read"
-
-
-def counted(channels: int) -> str:
-    return f"{channels} channel{'s' if channels > 1 else ''}"
+    here = counted(there, "channel")
+    return f"it has {here}, and the others of the set have {wanted}; --data.channels says how many are read"
 
 
 def displayed(channels: int) -> list[int]:

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from mpp.errors import printable
+from mpp.errors import counted, printable
 
 _MOST_HASHED = 20_000  # images; of more, a share
 
@@ -73,7 +73,7 @@ class Contents:
         before = then.get("parts", {})
         if not (before and self.names) or then["kind"] != self.kind:
             if then["count"] != self.count:
-                return f"{self._counted(then['count'])} then, {self.count:,} now"
+                return f"{counted(then['count'], self.kind)} then, {self.count:,} now"
             return f"{then['also']} then, {self.also} now" if then["also"] != self.also else "other content"
         now = dict(zip(self.names, self.marks, strict=True))
         found = {
@@ -81,15 +81,12 @@ class Contents:
             "removed": [name for name in before if name not in now],
             "changed": [name for name in now if name in before and not _alike(before[name], now[name])],
         }
-        says = [f"{self._counted(len(names))} {verb} ({_first(names)})" for verb, names in found.items() if names]
+        says = [f"{counted(len(names), self.kind)} {verb} ({_first(names)})" for verb, names in found.items() if names]
         if not says and list(before) != self.names:
             says = [f"another order of its {self.kind}s"]
         if not says and then["also"] != self.also:
             says = [f"{then['also']} then, {self.also} now"]
         return ", ".join(says)
-
-    def _counted(self, count: int) -> str:
-        return f"{count:,} {self.kind}{'s' if count != 1 else ''}"
 
 
 def _first(names: list[str]) -> str:

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpp.config.options import Augment, Data, Source
-from mpp.data.bands import RANGES, Bands, Range, counted
+from mpp.data.bands import RANGES, Bands, Range
 from mpp.data.decode import Opened, Unreadable, channels_of, is_transparent_tiff, size_as_seen, type_of, values
 from mpp.data.images import Images, bands_of
 from mpp.data.randomness import Purpose, generator
-from mpp.errors import UserError, is_first_process, warn
+from mpp.errors import UserError, counted, is_first_process, warn
 
 _FIRST = 16  # images that are tried for one that can be read
 
@@ -47,8 +47,8 @@ def surveyed(images: Images, data: Source) -> Bands:
         raise UserError(f"--data.path {data.path}: {where}: {error}") from error
     if data.channels not in (None, there):
         raise UserError(
-            f"--data.path {data.path}: {where} has {counted(there)}, not the {data.channels} of --data.channels; give "
-            f"other images, or what takes {there}"
+            f"--data.path {data.path}: {where} has {counted(there, 'channel')}, not the {data.channels} of "
+            f"--data.channels; give other images, or what takes {there}"
         )
     if data.channels is None and is_transparent_tiff(image) and is_first_process():
         warn(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mpp.config.commands import FineTune, Supervised
 from mpp.config.options import Data, LabelledAugment
 from mpp.data.augment import View, mixed, normalise
-from mpp.data.bands import counted
 from mpp.data.batches import readable, refuse_too_many
 from mpp.data.images import Images, bands_of
 from mpp.data.loader import Batch, Share, eval_loader, no_draws
@@ -22,7 +21,7 @@ from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.classes import class_name
 from mpp.data.splits import at_most
 from mpp.data.training_set import IndexedSet, Reading
-from mpp.errors import UserError
+from mpp.errors import UserError, counted
 from mpp.evaluation.calibration import best_temperature, scores_of
 from mpp.evaluation.predictions import Predictions, predict
 from mpp.evaluation.quick_probe import QuickProbe
@@ -126,7 +125,7 @@ class Classify:
         if a.randaugment and model.vit.in_chans != 3:
             raise UserError(
                 f"--augment.randaugment {a.randaugment} changes red, green and blue, and the images have "
-                f"{counted(model.vit.in_chans)}; leave it out"
+                f"{counted(model.vit.in_chans, 'channel')}; leave it out"
             )
         assert a.crop != "auto"
         self.learnt: deque[Tensor] = deque(maxlen=_LAST_STEPS)  # training accuracies of the last steps

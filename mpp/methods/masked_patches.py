@@ -70,6 +70,10 @@ class MaskedPatches(PatchPrediction):
     def flops_of(config: Pretrain, model: Any) -> int:
         return model.flops_an_image(config.corrupt.ratio)
 
+    @staticmethod
+    def predictions_an_image(config: Pretrain, num_patches: int) -> int:
+        return num_corrupted(num_patches, config.corrupt.ratio)
+
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(normalise(batch["images"]), Corruption(batch["indices"], batch["sources"]))
 

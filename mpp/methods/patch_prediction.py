@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mpp.config.commands import Pretrain
-from mpp.config.derived import height_width, num_corrupted, num_predicted
+from mpp.config.derived import height_width
 from mpp.data.augment import View
 from mpp.data.bands import displayed
 from mpp.data.batches import readable, refuse_too_many, to_device
@@ -38,15 +38,10 @@ _MOST_OUTPUTS = 1 << 20  # of the head for a patch: --data.bits 6 of three chann
 _ONE_BIN = 0.95  # share of the targets beyond which an accuracy says nothing
 
 
-def refuse_too_many_bins(outputs: int, vit: ViT, config: Pretrain) -> None:
+def refuse_too_many_bins(outputs: int, vit: ViT, predicted: int, config: Pretrain) -> None:
     """Raise UserError, which names the memory, if the head would predict more values for a patch than make sense."""
     if outputs > _MOST_OUTPUTS:
-        visible = config.visible
-        patches = config.train.batch_size * (
-            num_corrupted(vit.num_patches, config.corrupt.ratio)
-            if config.method == "mpp"
-            else num_predicted(vit.num_patches, visible.keep, visible.predict)
-        )
+        patches = config.train.batch_size * predicted
         head, scores = (4 * outputs * width / 2**30 for width in (vit.embed_dim, patches))
         raise UserError(
             f"--data.bits {config.data.bits} with --data.target {config.data.target} asks for {outputs:,} colour bins "
@@ -78,7 +73,7 @@ class PatchPrediction(ABC):
         self.vit = vit = build_vit(config.model, bands.channels or 3, bands.range)
         vit.activation_checkpointing = config.train.activation_checkpointing
         self.target = make_target(config.data.target, vit.patch_size, config.data.bits, vit.in_chans)
-        refuse_too_many_bins(self.target.num_outputs, vit, config)
+        refuse_too_many_bins(self.target.num_outputs, vit, self.predictions_an_image(config, vit.num_patches), config)
         self.display = displayed(vit.in_chans)
         self.one_bin_looked_for = False
         self.grid = vit.grid
@@ -110,6 +105,11 @@ class PatchPrediction(ABC):
     @abstractmethod
     def flops_of(config: Pretrain, model: Any) -> int:
         """Floating-point operations of training `model` on one image."""
+
+    @staticmethod
+    @abstractmethod
+    def predictions_an_image(config: Pretrain, num_patches: int) -> int:
+        """How many patches of an image are predicted."""
 
     def flops_an_image(self) -> int:
         return self.flops_of(self.config, self.model)

@@ -177,6 +177,10 @@ class VisiblePatches(PatchPrediction):
     def flops_of(config: Pretrain, model: Any) -> int:
         return model.flops_an_image(config.visible.keep, config.visible.predict)
 
+    @staticmethod
+    def predictions_an_image(config: Pretrain, num_patches: int) -> int:
+        return num_predicted(num_patches, config.visible.keep, config.visible.predict)
+
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(normalise(batch["images"]), Hiding(batch["visible"], batch["predicted"]))
 

@@ -14,7 +14,7 @@ from unicodedata import normalize
 
 from mpp.data.decode import is_within
 from mpp.data.sources.columns import METADATA, TABLES, Columns, read_columns, typed
-from mpp.errors import UserError, is_first_process, printable, warn
+from mpp.errors import UserError, counted, is_first_process, printable, warn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -184,18 +184,14 @@ def _tell(
     """Warn of images without a row, of rows without an image, and of second rows of an image."""
     used = {image for images in kept for image in images}
     if without := [file for place, file in own.items() if place not in used]:
-        what = _count(without, f"image of split {printable(split)}", f"images of split {printable(split)}")
+        what = counted(len(without), f"image of split {printable(split)}", f"images of split {printable(split)}")
         _warn(f"left out: {what} without a row in {rows.tables}, the first: {printable(without[0])}")
     if lost:
         first = printable(str(rows.named[lost[0]]))
-        _warn(f"left out: {_count(lost, 'row')} of {rows.tables} without an image in the set, the first: {first}")
+        _warn(f"left out: {counted(len(lost), 'row')} of {rows.tables} without an image in the set, the first: {first}")
     if again := [numbers[1] for numbers in kept.values() if len(numbers) > 1]:
         first = printable(str(rows.named[again[0]]))
-        _warn(f"{_count(again, 'image')} named by more than one row of {rows.tables}, the first: {first}")
-
-
-def _count(what: Sequence[Any], one: str, more: str = "") -> str:
-    return f"{len(what):,} {one if len(what) == 1 else more or one + 's'}"
+        _warn(f"{counted(len(again), 'image')} named by more than one row of {rows.tables}, the first: {first}")
 
 
 def _warn(text: str) -> None:

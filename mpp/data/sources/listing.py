@@ -14,7 +14,7 @@ from PIL import Image
 from mpp.data.decode import FORMATS, pages_are_bands
 from mpp.data.sources.columns import METADATA
 from mpp.data.sources.layout import Parts
-from mpp.errors import UserError, is_first_process, printable, warn
+from mpp.errors import UserError, counted, is_first_process, printable, warn
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # an image behind one of these is named as one that cannot be read
 
@@ -192,7 +192,7 @@ def tell_left_out(left_out: Mapping[str, list[str]], of_folders: Mapping[str, Co
 
 def are(count: int, noun: str) -> str:
     """1 file is; 2 files are."""
-    return f"{count:,} {noun} is" if count == 1 else f"{count:,} {noun.replace(' ', 's ')}s are"
+    return counted(count, noun, f"{noun.replace(' ', 's ')}s") + (" is" if count == 1 else " are")
 
 
 def _in_folders(counts: Counter[str]) -> str:
