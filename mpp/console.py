@@ -37,6 +37,7 @@ from mpp.errors import UserError, is_first_process, plain_warnings
 from mpp.files import shipped
 from mpp.run.command import loss_of_a_process, run_command
 from mpp.run.launch import launched, processes_asked_for
+from mpp.run.log import LOG
 from mpp.run.stops import STOP, Stopped
 
 
@@ -74,7 +75,7 @@ OTHERS = {
 def start(config: AnyCommand) -> Any:
     """Check a command's options, set up the devices and do its work. Returns what the command found, and nothing if a
     signal stopped it."""
-    with plain_warnings(), STOP:
+    with plain_warnings(), LOG.listening(), STOP:
         check(config)
         try:
             return _work(config)

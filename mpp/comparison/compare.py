@@ -44,6 +44,7 @@ from mpp.errors import UserError, renamed
 from mpp.methods.classify import refuse_odd_pairs
 from mpp.models.backbones import build_vit, fitted, load_backbone, refuse_shape_options
 from mpp.run.folder import claimed, named_folder, read_metrics, refuse_other_options
+from mpp.run.log import LOG
 from mpp.run.stops import Stopped
 
 
@@ -85,7 +86,7 @@ def finished(
     """Do what is missing of some work and print its report, unless this is a dry run."""
     if config.dry_run:
         return None
-    with claimed(output, accelerator):
+    with claimed(output, accelerator), LOG.into(output):
         try:
             if accelerator.is_main_process:
                 write_toml(work.config if isinstance(config, Compare) else config, output / "config.toml")

@@ -30,6 +30,7 @@ from mpp.errors import UserError
 from mpp.files import as_json, clear_drafts, draft_of, is_special, write_whole
 from mpp.run.command import quoted, spelled
 from mpp.run.lock import locked_folder
+from mpp.run.log import FILE, LOG
 from mpp.run.machine import PREPARING, wait_at_most
 from mpp.run.stops import Stopped
 
@@ -244,7 +245,8 @@ def prepared_output(config: Run, command: str, resume: bool, accelerator: Accele
             refuse_to_overwrite(folder)
         accelerator.wait_for_everyone()  # before the main process writes into it
         try:
-            yield folder
+            with LOG.into(folder):
+                yield folder
         except Stopped as stop:
             if not isinstance(config, LinearProbe) and holds_a_run(folder):
                 stop.way_on = how_to_resume(command, stop.step, folder, config)
@@ -281,7 +283,16 @@ def remove_if_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-_FILES = ("config.toml", "data.json", "metrics.jsonl", "result.json", "report.md", "report.html", "results.csv")
+_FILES = (
+    "config.toml",
+    "data.json",
+    FILE,
+    "metrics.jsonl",
+    "result.json",
+    "report.md",
+    "report.html",
+    "results.csv",
+)
 _FOLDERS = ("checkpoints", "tensorboard", "samples", "backbone", "classifier", "lr_grid")
 _OF_COMPARISONS = ("pretrain", "probe", "finetune", "plots")
 

@@ -62,7 +62,7 @@ def test_a_fine_tuning_leaves_the_files_of_the_contract(tuned):
     names = {path.name for path in tuned.iterdir()}
     assert names == {
         *("config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "backbone", "classifier", "samples"),
-        *("data.json", "result.json"),
+        *("data.json", "result.json", "log.txt"),
     }
     lines = read_metrics(tuned)
     assert {"eval/top1", "eval/top5", "eval/loss", "train/loss", "train/top1"} <= set(lines[2])
