@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_the_files_of_the_contract(finished):
     names = {path.name for path in finished.iterdir()}
-    files = ("config.toml", "data.json", "metrics.jsonl", "result.json")
+    files = ("config.toml", "data.json", "log.txt", "metrics.jsonl", "result.json")
     assert names == {*files, "tensorboard", "checkpoints", "backbone", "samples"}
     checkpoints = sorted(path.name for path in (finished / "checkpoints").iterdir())
     assert checkpoints == ["step_00000004", "step_00000006"]  # the last two
