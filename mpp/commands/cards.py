@@ -110,7 +110,7 @@ def _made(options: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
         made["objective"] = f"`--method {result['method']} --data.target {escaped(result['target'])}`"
     else:
         made["objective"] = f"cross-entropy of {result['classes']:,} classes, `--model.pool {options['model.pool']}`"
-    if result.get("init"):
+    if result.get("init", "scratch") != "scratch":
         made["began as"] = f"{_named(result['init'])}" + (
             f", weights `sha256:{result['init_sha256'][:16]}…`" if result.get("init_sha256") else ""
         )

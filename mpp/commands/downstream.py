@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
-from mpp.config.commands import FineTune, LinearProbe
+from mpp.config.commands import FineTune, LinearProbe, Pretrain, Supervised
 from mpp.config.options import Data
 from mpp.data.identity import trained_on
 from mpp.data.images import HeldOut, Images, bands_of
@@ -20,6 +20,7 @@ from mpp.data.splits import open_labelled
 from mpp.errors import UserError, counted, renamed, warn
 from mpp.models.backbones import downstream_vit
 from mpp.models.vit import ViT
+from mpp.run.folder import read_metrics
 
 SomeData = TypeVar("SomeData", bound=Data)
 
@@ -41,6 +42,14 @@ def open_downstream(
     return vit, images, test
 
 
+def measured_before(output: Path, config: Pretrain | Supervised) -> dict[str, float]:
+    """What --eval.probe found before the first step of a run that began with other weights; empty if it did not."""
+    if config.init == "scratch" or not config.eval.probe:
+        return {}
+    first = next((line for line in read_metrics(output) if line["step"] == 0), {})
+    return {name: first[name] for name in ("eval/probe_top1", "eval/knn_top1", "eval/effective_rank") if name in first}
+
+
 def block_number(option: str, layer: str, depth: int, names: str = "last") -> int:
     """The block, from 1, that an option names: `last`, or its number."""
     number = str(depth) if layer == "last" else layer
@@ -50,12 +59,12 @@ def block_number(option: str, layer: str, depth: int, names: str = "last") -> in
 
 
 @contextmanager
-def as_taken_by(vit: ViT, init: str, data: SomeData, *, fitted: bool = True) -> Iterator[SomeData]:
+def as_taken_by(vit: ViT | None, init: str, data: SomeData, *, fitted: bool = True) -> Iterator[SomeData]:
     """The data options with the channels and the range of the encoder that --init names; `fitted` says whether there
     are training images. A message about another number of channels names both."""
     if data.range == "auto" and not fitted:
         raise UserError("--data.range auto looks at training images; leave it out: the model has its range")
-    if init == "scratch":
+    if init == "scratch" or vit is None:
         yield data
         return
     if data.channels not in (None, vit.in_chans):

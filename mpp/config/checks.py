@@ -35,12 +35,15 @@ def check(config: Options) -> None:
     if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate):
         _check_held_out(config.data)
     if isinstance(config, Pretrain):
-        check_pretraining(config)
+        _check_corruption(config)
+        if config.init == "scratch":  # else the weights fix the shape
+            check_patches(config)
         warn_of_long_warmup(config.optim, config.train)
     elif isinstance(config, Supervised):
         warn_of_long_warmup(config.optim, config.train)
         _check_scale(config.augment)
-        refuse_cut_patches(config.model.img_size, config.model.patch_size)
+        if config.init == "scratch":
+            refuse_cut_patches(height_width(config.model.img_size), config.model.patch_size)
     elif isinstance(config, FineTune):
         _check_fine_tune(config)
     elif isinstance(config, Compare):
@@ -67,15 +70,25 @@ def _check_held_out(data: MeasuredData) -> None:
 
 def check_pretraining(config: Pretraining) -> None:
     """Raise UserError for options of pretraining that do not go together."""
-    corrupt, model, data = config.corrupt, config.model, config.data
+    _check_corruption(config)
+    check_patches(config)
+
+
+def _check_corruption(config: Pretraining) -> None:
+    corrupt = config.corrupt
     _check_scale(config.augment)
-    refuse_cut_patches(model.img_size, model.patch_size)
     if not abs(corrupt.mask + corrupt.other + corrupt.keep - 1) <= 1e-6:
         raise UserError(
             f"--corrupt.mask {corrupt.mask}, --corrupt.other {corrupt.other} and --corrupt.keep {corrupt.keep} must be "
             f"shares with sum 1"
         )
+
+
+def check_patches(config: Pretraining) -> None:
+    """Raise UserError for options of pretraining that do not go together with the image and patch size."""
+    corrupt, model, data = config.corrupt, config.model, config.data
     height, width = height_width(model.img_size)
+    refuse_cut_patches((height, width), model.patch_size)
     try:
         num_corrupted(height * width // model.patch_size**2, corrupt.ratio)
     except ValueError as error:

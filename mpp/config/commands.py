@@ -71,7 +71,13 @@ class Pretrain(Training, Pretraining):
     trains on built-in images for a few minutes, on whatever this machine has. Example:
 
       mpp pretrain photos --config tiny-imagenet-32 --output runs/tin
+      mpp pretrain photos --config continue --init hf:facebook/dinov2-small --output runs/continued
     """
+
+    init: str = "scratch"
+    """Go on from the weights of a run, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, .safetensors or
+    .npz of others, which fix the shape; or scratch."""
+    model: Model = but(Model, img_size=None)
 
 
 @dataclass
@@ -103,8 +109,11 @@ class Supervised(Training):
       mpp supervised labelled --train.steps 5000 --output runs/supervised
     """
 
+    init: str = "scratch"
+    """Go on from the weights of a run, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, .safetensors or
+    .npz of others, which fix the shape; or scratch."""
     data: LabelledData = but(LabelledData)
-    model: PooledModel = but(PooledModel)
+    model: PooledModel = but(PooledModel, img_size=None)
     augment: LabelledAugment = but(LabelledAugment)
     optim: Optim = but(Optim)
     train: LabelledTrain = but(LabelledTrain, steps=800, batch_size=128, log_every=10)

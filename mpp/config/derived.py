@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from mpp.config.bounds import LARGEST
+from mpp.config.commands import Pretrain, Supervised
 from mpp.config.options import Train
+
+Sized = TypeVar("Sized", Pretrain, Supervised)
 
 
 def height_width(img_size: int | Sequence[int] | None) -> tuple[int, int]:
@@ -16,6 +21,13 @@ def height_width(img_size: int | Sequence[int] | None) -> tuple[int, int]:
     sides = (img_size,) if isinstance(img_size, int) else img_size
     height, width = (*sides, *sides)[:2]
     return int(height), int(width)
+
+
+def sized(config: Sized) -> Sized:
+    """The options of a pretraining with the image size of scratch where none is given: weights have their own."""
+    if config.init != "scratch" or config.model.img_size is not None:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, img_size=height_width(None)[0]))
 
 
 def images_seen(train: Train) -> int:

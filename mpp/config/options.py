@@ -195,14 +195,15 @@ class Optim:
     """The learning rate of a run that is resumed with other --train.steps: that of a run begun with them (restart), or
     the last one, decaying to 0 over the steps that remain (continue)."""
     clip_norm: NotNegative = 1.0  # Scale gradients down to this norm; 0: never.
+    layer_decay: UpTo1 = 1.0
+    """Each block learns at this share of the rate of the block above it; 1: all alike. (0.65 to 0.85 are usual for
+    weights that --init names.)"""
 
 
 @dataclass
 class FineTuneOptim(Optim):
     """How the weights change."""
 
-    layer_decay: UpTo1 = 1.0
-    """Each block learns at this share of the rate of the block above it; 1: all alike. (0.65 to 0.85 are usual.)"""
     lr_grid: tuple[Positive, ...] = ()
     """Peak learning rates to try on a fifth of the training labels; the best one replaces --optim.lr."""
 

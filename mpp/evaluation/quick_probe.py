@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mpp.config.commands import Pretrain, Supervised
-from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
 from mpp.data.bands import Bands
 from mpp.data.batches import readable, refuse_too_many
@@ -30,19 +29,29 @@ class QuickProbe:
 
     @classmethod
     def asked_for(
-        cls, config: Pretrain | Supervised, accelerator: Accelerator, unreadable: dict[str, str], bands: Bands
+        cls,
+        config: Pretrain | Supervised,
+        accelerator: Accelerator,
+        unreadable: dict[str, str],
+        bands: Bands,
+        size: tuple[int, int],
     ) -> Callable[[ViT], dict[str, float]]:
         """The probe, or what finds nothing without --eval.probe."""
-        return cls(config, accelerator, unreadable, bands) if config.eval.probe else lambda vit: {}
+        return cls(config, accelerator, unreadable, bands, size) if config.eval.probe else lambda vit: {}
 
     def __init__(
-        self, config: Pretrain | Supervised, accelerator: Accelerator, unreadable: dict[str, str], bands: Bands
+        self,
+        config: Pretrain | Supervised,
+        accelerator: Accelerator,
+        unreadable: dict[str, str],
+        bands: Bands,
+        size: tuple[int, int],
     ) -> None:
-        self.config, self.accelerator = config, accelerator
+        self.config, self.accelerator, self.size = config, accelerator, size
         data = LabelledData(path=config.eval.probe or "", label_column=config.eval.probe_label_column)
         data.channels, data.range = bands.channels, bands.range
         with renamed("--data.path", "--eval.probe"), renamed("--data.label-column", "--eval.probe-label-column"):
-            images = open_fitted(data, height_width(config.model.img_size), seed=0)
+            images = open_fitted(data, size, seed=0)
         self.classes = len(images.label_names or [])
         labels = images.labels(range(len(images)))
         # both parts come from the training split, so that choices made by the probe do not use test labels
@@ -62,17 +71,25 @@ class QuickProbe:
         }
 
     @staticmethod
-    def closing_lines(config: Pretrain | Supervised, metrics: dict[str, float]) -> list[str]:
-        """What a run says last of its features, if they were probed."""
+    def closing_lines(
+        config: Pretrain | Supervised, metrics: dict[str, float], before: dict[str, float] | None = None
+    ) -> list[str]:
+        """What a run says last of its features, if they were probed; `before`: of the weights that it began with."""
         if not config.eval.probe:
             return []
-        ridge, knn = metrics["eval/probe_top1"], metrics["eval/knn_top1"]
-        return [f"Frozen features on {config.eval.probe}: accuracy {ridge:.1%} by ridge regression, {knn:.1%} by k-NN."]
+        before = before or {}
+
+        def told(name: str, by: str) -> str:
+            then = f"{before[name]:.1%} before, " if name in before else ""
+            return f"{then}{metrics[name]:.1%}{' now' if then else ''} by {by}"
+
+        ridge, knn = told("eval/probe_top1", "ridge regression"), told("eval/knn_top1", "k-NN")
+        return [f"Frozen features on {config.eval.probe}: accuracy {ridge}, {knn}."]
 
     def _decoded(self, images: Images, unreadable: dict[str, str]) -> tuple[Tensor, Tensor]:
         loader = eval_loader(
             images,
-            height_width(self.config.model.img_size),
+            self.size,
             no_draws,
             batch_size=self.config.eval.batch_size,
             labels=True,

@@ -144,7 +144,7 @@ class Classify:
         self.data = IndexedSet(train, reading)
         self.probe: Callable[[ViT], dict[str, float]] = lambda vit: {}
         if isinstance(config, Supervised):
-            self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands_of(train))
+            self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands_of(train), model.vit.img_size)
 
     def flops_an_image(self) -> int:
         return flops_an_image(self.model)

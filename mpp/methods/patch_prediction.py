@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mpp.config.commands import Pretrain
-from mpp.config.derived import height_width
 from mpp.data.augment import View
 from mpp.data.bands import displayed
 from mpp.data.batches import readable, refuse_too_many, to_device
@@ -30,7 +29,6 @@ from mpp.data.training_set import Reading, training_set
 from mpp.errors import UserError
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.targets import make_target, mean_of_nearest_visible, paint_patches
-from mpp.models.backbones import build_vit
 from mpp.models.vit import ViT
 from mpp.run.machine import workers_of
 
@@ -65,12 +63,12 @@ class PatchPrediction(ABC):
 
     in_pairs = False
 
-    def __init__(self, config: Pretrain, accelerator: Accelerator, train: Images | Stream, evaluated: Images) -> None:
+    def __init__(
+        self, config: Pretrain, vit: ViT, accelerator: Accelerator, train: Images | Stream, evaluated: Images
+    ) -> None:
         self.config, self.accelerator, self.eval_images = config, accelerator, evaluated
-        self.size = height_width(config.model.img_size)
-        self.patch_size = config.model.patch_size
+        self.vit, self.size, self.patch_size = vit, vit.img_size, vit.patch_size
         self.bands = bands = bands_of(train)
-        self.vit = vit = build_vit(config.model, bands.channels or 3, bands.range)
         vit.activation_checkpointing = config.train.activation_checkpointing
         self.target = make_target(config.data.target, vit.patch_size, config.data.bits, vit.in_chans)
         refuse_too_many_bins(self.target.num_outputs, vit, self.predictions_an_image(config, vit.num_patches), config)
@@ -80,7 +78,7 @@ class PatchPrediction(ABC):
         self.model, self.draw = self.build(config, vit, self.target.num_outputs)
         self.unreadable: dict[str, str] = {}
         self.measured = 0  # held-out images that could be read
-        self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands)
+        self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands, vit.img_size)
         self.workers = workers_of(config.data, accelerator)
         a = config.augment
         assert a.crop != "auto"

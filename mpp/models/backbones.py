@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mpp.config.checks import refuse_cut_patches
 from mpp.config.derived import height_width
 from mpp.config.hub import missing, on_hub
-from mpp.config.options import Model, PooledModel
+from mpp.config.options import Model
 from mpp.errors import UserError, first_line
 from mpp.files import is_special, sha256_of
 from mpp.models.foreign.naming import WAY_OUT, whose
@@ -47,7 +47,7 @@ def build_vit(model: Model, channels: int = 3, pixel_range: tuple[float, float] 
         raise UserError(f"the --model options conflict: {error}") from error
 
 
-def downstream_vit(init: str, model: PooledModel, channels: int = 3) -> ViT:
+def downstream_vit(init: str, model: Model, channels: int = 3) -> ViT:
     """The encoder that --init names, at --model.img-size, with --model.dropout and --model.drop-path. One from scratch
     is for images of `channels`.
 
@@ -59,13 +59,18 @@ def downstream_vit(init: str, model: PooledModel, channels: int = 3) -> ViT:
     return fitted(load_backbone(init, dropout=model.dropout, drop_path=model.drop_path), model.img_size)
 
 
+def as_built(model: Model, vit: ViT) -> Model:
+    """The options of a run with the image size, the patch size and the positions of an encoder that it goes on with."""
+    return dataclasses.replace(model, img_size=vit.img_size, patch_size=vit.patch_size, pos_embed=vit.pos_embed_kind)
+
+
 def fitted(vit: ViT, img_size: int | tuple[int, int] | None) -> ViT:
     """Resize an encoder to --model.img-size, if given. Raises UserError if its patches do not divide this size."""
     refuse_cut_patches(img_size, vit.patch_size)
     return vit if img_size is None else vit.resize(height_width(img_size))
 
 
-def refuse_shape_options(init: str, model: PooledModel) -> None:
+def refuse_shape_options(init: str, model: Model) -> None:
     """Raise UserError if an option sets a shape: the weights that --init names fix it."""
     mine = ("img_size", "pool", "dropout", "drop_path")
     for option in (option for option in dataclasses.fields(Model) if option.name not in mine):
@@ -76,11 +81,10 @@ def refuse_shape_options(init: str, model: PooledModel) -> None:
 
 def digest_of(init: str) -> str | None:
     """SHA-256 of the weights that --init names, to detect a change. None for scratch and for weights on the hub."""
-    weights = Path()
-    if found := foreign(init):
-        weights = found.weights or Path()
-    elif init != "scratch":
-        weights = Path(exported(init, "backbone")[0], "model.safetensors")
+    if init == "scratch":
+        return None
+    found = foreign(init)
+    weights = (found.weights or Path()) if found else Path(exported(init, "backbone")[0], "model.safetensors")
     return _digest(weights, weights.stat().st_mtime_ns) if weights.is_file() else None
 
 

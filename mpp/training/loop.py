@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from mpp.config.commands import FineTune, Trained
+from mpp.config.commands import Trained
 from mpp.config.schedule import told
 from mpp.data.batches import Feed
 from mpp.data.loader import Share
@@ -34,8 +34,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     accelerator.free_memory()  # of an earlier run of the same command
     flops = job.flops_an_image()  # before the model may be sharded
     learner = Learner(job.model, config, accelerator)
-    init = digest_of(config.init) if isinstance(config, FineTune) else None
-    checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator, init)
+    checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator, digest_of(began_as(config)))
     start = checkpoints.resume(learner, options.steps, config.resume_anyway) if config.resume else checkpoints.fresh()
     accelerator.print(told(options, job.data.count))
     learner.begin(start.step, start.span)
@@ -57,6 +56,10 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
                 raise Stopped(start.step)
             if start.unevaluated:
                 progress.add(evaluated, start.positions)
+        elif start.step == 0 and asks_what_is_forgotten(config):
+            if not (evaluated := progress.evaluate()):
+                raise Stopped(0)
+            progress.add(evaluated, start.positions)
         for step in range(start.step + 1, options.steps + 1):
             seed_dropout(config.seed, step, accelerator.process_index)
             parts: list[dict[str, Tensor]] = []
@@ -109,6 +112,16 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     flops *= progress.step * options.batch_size
     trained = learner.evaluated()
     return Outcome(progress.step, progress.metrics, seconds, trained, used, unreadable, flops, start.init_sha256)
+
+
+def asks_what_is_forgotten(config: Trained) -> bool:
+    """Whether features are to be measured before training, too: of a pretraining that goes on from other weights."""
+    return began_as(config) != "scratch" and bool(getattr(config.eval, "probe", None))
+
+
+def began_as(config: Trained) -> str:
+    """--init, of a command that has it."""
+    return getattr(config, "init", "scratch")
 
 
 def what_is_done(step: int, share: Share) -> str:

@@ -23,7 +23,7 @@ def scaled_lr(optim: Optim, batch_size: int) -> float:
 def build_optimizer(model: nn.Module, optim: Optim, batch_size: int) -> Optimizer:
     """--optim.name over a model's parameters; only the weights of linear layers decay."""
     lr = scaled_lr(optim, batch_size)
-    groups = parameter_groups(model, optim.weight_decay, getattr(optim, "layer_decay", 1.0))
+    groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     for group in groups:
@@ -43,16 +43,19 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     """Parameters by what they share: weights of linear layers have `weight_decay`; biases, norms and embeddings none.
 
     With `layer_decay` below 1, block i of L (from 1) learns at the share layer_decay ** (L + 1 - i), "lr_scale"; the
-    embeddings come before the first block, the last norm and the head after the last (BEiT, arXiv 2106.08254).
+    embeddings come before the first block, the last norm and what stands outside the encoder (heads, decoders, [mask])
+    after the last (BEiT, arXiv 2106.08254).
     "matrices" are the weights of the blocks' linear layers, which Muon is for.
     """
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    depth = len(getattr(getattr(model, "vit", model), "blocks", ()))
+    encoder = getattr(model, "vit", model)
+    depth, inside = len(getattr(encoder, "blocks", ())), "" if encoder is model else "vit."
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer, decays = layer_of(name, depth), id(parameter) in linear
+        layer = layer_of(name.removeprefix(inside), depth) if name.startswith(inside) else depth + 1
+        decays = id(parameter) in linear
         scale = layer_decay ** (depth + 1 - layer)
         matrices = decays and "blocks" in name.split(".")  # of the encoder, or of a decoder
         group = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "matrices": matrices}
@@ -61,11 +64,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def layer_of(name: str, depth: int) -> int:
-    """A parameter's place from the input (0: embeddings) over the blocks (1..depth) to the head (depth + 1)."""
-    parts = name.removeprefix("vit.").split(".")
+    """An encoder's parameter's place from the input (0: embeddings) over the blocks (1..depth) to the last norm."""
+    parts = name.split(".")
     if parts[0] == "blocks":
         return int(parts[1]) + 1
-    return depth + 1 if parts[0] in ("norm", "head") else 0
+    return depth + 1 if parts[0] == "norm" else 0
 
 
 class Together(Optimizer):

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mpp import ViT
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import Pretrain
+from mpp.config.derived import sized
 from mpp.config.presets import read_toml
 from mpp.errors import UserError
 from mpp.pretrain import main
@@ -437,7 +438,7 @@ def test_help_names_every_option_and_does_not_wait_for_torch():
 
 
 def test_the_quickstart_preset_is_the_default():
-    assert parse(Pretrain, as_arguments(read_toml(PRESETS / "quickstart.toml"))) == Pretrain()
+    assert parse(Pretrain, as_arguments(read_toml(PRESETS / "quickstart.toml"))) == sized(Pretrain())
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from mpp.errors import listed
 from mpp.models.foreign.names import Tensors
 from mpp.models.pretrained import not_finite
 from mpp.models.sizes import refuse_beyond_use
-from mpp.models.vit import ViT
+from mpp.models.vit import VARIANTS, ViT
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of pixels in 0..1
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -119,13 +119,14 @@ def ours_of(tensors: Tensors, facts: Facts) -> tuple[dict[str, Any], Tensors]:
             raise ValueError(f"it takes {channels} channels, and mean and deviation are of {len(facts.mean)}")
         colours = {name: values[:1] * channels for name, values in colours.items()}
     usual = all(value == 0.5 for values in colours.values() for value in values)
+    heads = facts.heads or HEADS[dim]
+    sizes = {"embed_dim": dim, "depth": max(blocks) + 1, "num_heads": heads}
     arguments = {
+        "variant": next((name for name, those in VARIANTS.items() if those == sizes), "B"),
         "img_size": (grid[0] * side, grid[1] * side),
         "patch_size": side,
         "in_chans": channels,
-        "embed_dim": dim,
-        "depth": max(blocks) + 1,
-        "num_heads": facts.heads or HEADS[dim],
+        **sizes,
         "mlp_ratio": ours["blocks.0.mlp.fc1.weight"].shape[0] / dim,
         "pos_embed": "1d" if "pos_embed" in ours else "none",
         **({} if usual else {name: list(values) for name, values in colours.items()}),
