@@ -36,11 +36,12 @@ from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
 from mpp.config.presets import read_toml
 from mpp.data.identity import Identity
-from mpp.data.images import Images, bands_of
+from mpp.data.images import Images, bands_of, open_images
 from mpp.data.loader import share_of
+from mpp.data.sources.path import is_stream
 from mpp.data.splits import open_fitted, open_labelled
 from mpp.data.survey import noted
-from mpp.errors import UserError, renamed
+from mpp.errors import UserError, is_first_process, renamed
 from mpp.methods.classify import refuse_odd_pairs
 from mpp.models.backbones import build_vit, fitted, load_backbone, refuse_shape_options
 from mpp.run.folder import claimed, named_folder, read_metrics, refuse_other_options
@@ -51,7 +52,8 @@ from mpp.run.stops import Stopped
 def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     """Do what is missing, then write the report; returns its folder, or None after --dry-run."""
     output = named_folder(config.output, "compare")
-    config = read_alike(adopted(config))
+    with accelerator.main_process_first():
+        config = read_alike(as_labels_allow(adopted(config)))
     work = prepared(config, trained_here(config), output, accelerator)
     return finished(
         work, config, output, accelerator, lambda: write_report(output, collect(work.config, work, work.images))
@@ -275,6 +277,22 @@ def adopted(config: Compare) -> Compare:
     if config.pretrain not in (Compare().pretrain, of_run):
         raise UserError(f"--pretrain options are those of the run that {option} gives ({init}); leave them out")
     return dataclasses.replace(config, pretrain=of_run)
+
+
+def as_labels_allow(config: Compare) -> Compare:
+    """The options of a comparison, without the supervised arm if nobody asked for it and the images of pretraining have
+    no labels."""
+    if config.arms or config.supervised is not None:
+        return config
+    data = config.pretrain.data
+    with renamed("--data", "--pretrain.data", texts(config)):
+        if not is_stream(data.path, data.config):
+            names = open_images(data, data.split, height_width(config.pretrain.model.img_size)).label_names or []
+            if len(names) > 1:
+                return config
+    if is_first_process():
+        print(f"the supervised arm is left out: --pretrain.data.path {data.path} has no labels of two classes or more")
+    return dataclasses.replace(config, supervised="none")
 
 
 def with_label(config: Compare) -> Compare:

@@ -219,6 +219,19 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_images_without_labels_leave_the_supervised_arm_out(tmp_path, capsys):
+    for number in range(4):
+        put(tmp_path / "photos" / f"{number}.png", number)
+    compare(tmp_path / "none", "--dry-run", "--pretrain.data.path", str(tmp_path / "photos"))
+    said = capsys.readouterr().out
+    assert re.search(
+        r"^the supervised arm is left out: --pretrain.data.path .*photos has no labels", said, re.MULTILINE
+    )
+    assert "13 runs, of which 0 are done" in said
+    with pytest.raises(UserError, match="the supervised arm cannot be trained"):
+        compare(tmp_path / "none", "--pretrain.data.path", str(tmp_path / "photos"), "--arms", "scratch", "supervised")
+
+
 def test_given_backbones_are_compared_and_bring_their_shape(compared, tmp_path):
     run = compared / "pretrain" / "mpp"
     options = ["--mpp", str(run), "--supervised", str(run), "--others", f"again={run}/backbone", "--seeds", "0"]
