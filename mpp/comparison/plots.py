@@ -42,6 +42,7 @@ def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) 
     axes.set(
         xscale="log", xlabel="labels", ylabel="held-out top-1, %", xticks=counts, xticklabels=[f"{n:,}" for n in counts]
     )
+    axes.set_xlim(counts[0] / 1.5, counts[-1] * 1.5)
     axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     axes.minorticks_off()
     axes.legend()
