@@ -17,7 +17,18 @@ _WIDTH = 80
 _FEW = 30  # options that --help lists in full
 _MAIN = {
     *("data.path", "data.labels", "data.hold_out", "data.eval_split", "init", "method", "mpp", "supervised", "arms"),
-    *("labels", "seeds", "model.variant", "model.img_size", "model.patch_size", "train.steps", "train.epochs"),
+    *(
+        "over",
+        "equal",
+        "pretrain_seeds",
+        "labels",
+        "seeds",
+        "model.variant",
+        "model.img_size",
+        "model.patch_size",
+        "train.steps",
+        "train.epochs",
+    ),
     *("train.batch_size", "optim.lr", "eval.probe", "eval_only", "output", "config", "resume", "seed", "dry_run"),
 }
 _TYPES = {int: "INT", float: "FLOAT", str: "TEXT"}
