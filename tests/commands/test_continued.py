@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mpp import ViT, pretrain, supervised
+from mpp import ViT, embed, finetune, predict, pretrain, probe, supervised
 from mpp.config import Pretrain, Supervised
 from mpp.config.options import Optim, Visible
 from mpp.errors import UserError
@@ -19,7 +19,7 @@ from mpp.methods.visible_patches import VisiblePatchModel
 from mpp.models.backbones import digest_of, load_backbone
 from mpp.run.folder import read_metrics
 from mpp.training.optim import build_optimizer
-from tests.helpers import one_line, reset_accelerate
+from tests.helpers import one_line, put, reset_accelerate
 
 FEW: dict[str, Any] = {
     "train.steps": 4,
@@ -144,3 +144,21 @@ def test_scratch_has_32_pixels_and_says_so_in_its_options(tmp_path: Path) -> Non
     assert "img_size = 32" in (tmp_path / "run" / "config.toml").read_text()
     reset_accelerate()
     assert pretrain({"output": str(tmp_path / "run"), "resume": True, "train.steps": 2})["step"] == 2
+
+
+def test_every_command_takes_the_weights_of_another_library(tmp_path: Path, foreign: Path) -> None:
+    labelled = {"init": f"hf:{foreign}", "data.label_column": "shape", "data.labels": 30}
+    probed = probe(labelled | {"output": str(tmp_path / "probe"), "probe.eval_images": 20, "probe.shots": [1]})
+    assert probed["init_sha256"] == digest_of(str(foreign))
+    few = {"train.steps": 1, "train.batch_size": 8, "eval.images": 20, "optim.warmup_steps": 0}
+    reset_accelerate()
+    tuned = finetune(labelled | few | {"output": str(tmp_path / "fine")})
+    assert tuned["init_sha256"] == digest_of(str(foreign))
+    reset_accelerate()
+    folder = str(tmp_path / "photos")
+    for number in range(3):
+        put(tmp_path / "photos" / f"{number}.png", 80 * number)
+    reset_accelerate()
+    assert embed({"init": f"hf:{foreign}", "data.path": folder, "out": str(tmp_path / "x.parquet")})["images"] == 3
+    with pytest.raises(UserError, match="classifiers from runs alone"):
+        predict({"init": str(foreign), "data.path": folder, "out": str(tmp_path / "p.csv")})

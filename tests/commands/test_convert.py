@@ -189,3 +189,25 @@ def test_the_lines_of_the_readme_open_what_is_written(tmp_path: Path, monkeypatc
         names: dict[str, Any] = {}
         exec(block, names)
         assert names.get("model") or names["tokens"].shape == (5, 17, 24)
+
+
+@torch.no_grad()
+def test_weights_of_others_come_back_to_them_to_the_last_bit(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 16, "patch_size": 4}
+    registers = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=2)
+    models: dict[str, Any] = {
+        "vit": transformers.ViTModel(transformers.ViTConfig(**sizes, intermediate_size=96), add_pooling_layer=False),
+        "dinov2": transformers.Dinov2WithRegistersModel(registers),
+    }
+    for name, model in models.items():
+        randomise(model)
+        model.embeddings.mask_token = None  # which only its own training has
+        model.save_pretrained(tmp_path / name)
+        convert({"init": f"hf:{tmp_path / name}", "to": ("hf", str(tmp_path / f"{name}-back"))})
+        convert({"init": f"hf:{tmp_path / name}", "to": ("timm", str(tmp_path / f"{name}-timm"))})
+        convert({"init": f"timm:{tmp_path / f'{name}-timm'}", "to": ("hf", str(tmp_path / f"{name}-round"))})
+        theirs = load_file(tmp_path / name / "model.safetensors")
+        for back in ("back", "round"):
+            ours = load_file(tmp_path / f"{name}-{back}" / "model.safetensors")
+            assert ours.keys() - {"embeddings.mask_token"} == theirs.keys()
+            assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
