@@ -5,10 +5,14 @@ from __future__ import annotations
 import html
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# the starts of lines with commands or paths
+_TO_COPY = ("Next:", "stopped", "the work goes on with:", "Pictures:", "Confusion matrix:")
 
 
 class UserError(Exception):
@@ -41,6 +45,19 @@ def escaped(text: str) -> str:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """1 file; 2 files."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def for_terminal(text: str, stream: Any) -> str:
+    """A text for a stream: on a terminal its lines are wrapped at words, at 80 columns, but not commands to copy."""
+    if not stream.isatty():
+        return text
+    lines = []
+    for line in text.split("\n"):
+        if len(line) > 80 and not line.startswith(_TO_COPY):
+            indent = " " * (len(line) - len(line.lstrip()))
+            line = textwrap.fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mpp.errors import SaidByTheFirst, UserError, first_line
+from mpp.errors import SaidByTheFirst, UserError, first_line, for_terminal
 
 
 def run_command(main: Callable[[], object]) -> NoReturn:
@@ -31,7 +31,8 @@ def run_command(main: Callable[[], object]) -> NoReturn:
             line = str(error) if isinstance(error, UserError) else loss_of_a_process(error) or lack_of_memory(error)
         except RuntimeError as late:  # PyTorch raises out of SIGCHLD, whatever is running, when a reading process dies
             line = loss_of_a_process(late)
-        print(f"error{where}: {line or type(error).__name__}", file=sys.stderr, flush=True)
+        says = for_terminal(f"error{where}: {line or type(error).__name__}", sys.stderr)
+        print(says, file=sys.stderr, flush=True)
         if line is None:
             raise
         _end(2, processes)

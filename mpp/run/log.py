@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from mpp.errors import is_first_process
+from mpp.errors import for_terminal, is_first_process
 
 FILE = "log.txt"
 
@@ -77,7 +77,7 @@ class Tee:
         for line in lines:
             if line := line.rpartition("\r")[2].strip():
                 self.log.add(line)
-        return self.stream.write(text)
+        return self.stream.write(text if "\r" in text else for_terminal(text, self.stream))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

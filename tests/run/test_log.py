@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from mpp.console import call
 from mpp.errors import UserError
+from mpp.run.log import Log, Tee
 from tests.helpers import SMALL, reset_accelerate
 
 OPTIONS = {name.removeprefix("--"): value for name, value in zip(SMALL[::2], SMALL[1::2], strict=True)}
@@ -38,3 +41,22 @@ def test_a_log_ends_with_the_error_of_its_run_and_a_refused_run_leaves_none(tmp_
     with pytest.raises(UserError):
         call("pretrain", OPTIONS | {"data.path": "./none", "output": tmp_path / "other"})
     assert not (tmp_path / "other").exists()
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_prose_is_wrapped_at_words_on_a_terminal_and_commands_are_not():
+    prose, command = "  some words " * 20, "Next: mpp probe " + "--data.path x " * 10
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        print(prose + "\n" + command, file=Tee(stream, Log()))
+    assert pipe.getvalue() == f"{prose}\n{command}\n"
+    *lines, last = terminal.getvalue().rstrip("\n").split("\n")
+    assert last == command
+    assert " ".join(" ".join(lines).split()) == " ".join(prose.split())
+    assert max(map(len, lines)) <= 80
