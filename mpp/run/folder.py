@@ -308,9 +308,12 @@ def refuse_links(folder: Path) -> None:
                 )
 
 
+_PATHS = {"path", "probe", "init", "labels_file"}  # options that may name files
+
+
 def how_to_resume(name: str, step: int | None, output: Path, config: Options) -> str:
     """What a stopped run says last: the command that goes on with it, from any folder."""
-    named = (value for option, value in flattened(config).items() if isinstance(value, str) and option != "output")
+    named = [value for option, value in flattened(config).items() if option.rpartition(".")[2] in _PATHS and value]
     relative = any(not os.path.isabs(value) and os.path.exists(value) for value in named)
     there = f"cd {quoted('.')} && " if relative else ""
     processes = PartialState().num_processes
