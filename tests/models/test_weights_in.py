@@ -278,6 +278,9 @@ def test_lies_of_a_folder_are_refused_before_memory_is_taken(tmp_path: Path) -> 
         json.dumps(config | {"architecture": "swin_tiny_patch4_window7_224", "model_args": {}})
     )
     assert "SwinTransformer" in refused(str(tmp_path))
+    parallel = {"architecture": "vit_base_patch16_xp_224", "model_args": {"embed_dim": 24, "num_heads": 3, "depth": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config | parallel))
+    assert "its block is ParallelScalingBlock, and that of our ViT is Block" in refused(str(tmp_path))
     weights = load_file(tmp_path / "model.safetensors")
     weights["norm.weight"][0] = float("nan")
     save_file(weights, tmp_path / "model.safetensors")

@@ -74,8 +74,9 @@ def foreign(init: str) -> Foreign | None:
         return Foreign(init, folder) if folder and kind_of(folder) else None
     name = init.removeprefix("hf:").removeprefix("timm:")
     place = Path(name).expanduser()
-    if is_special(place) or any(is_special(place / part) for part in ("config.json", WEIGHTS)):
-        raise UserError(f"--init {init}: it is, or holds, a pipe, a socket or a device, not a file")
+    for path in (place, place / "config.json", place / WEIGHTS):
+        if is_special(path):
+            raise UserError(f"--init {init}: {path} is a pipe, a socket or a device, not a file")
     if place.suffix == ".npz" and place.is_file():
         return Foreign(init, place)
     if place.suffix == ".safetensors" and place.is_file():
@@ -197,12 +198,10 @@ def _of_timm(config: dict[str, Any]) -> Facts:
     if type(model) is not theirs.VisionTransformer:
         raise ValueError(f"{name} is timm's {type(model).__name__}, and our shape is that of its VisionTransformer")
     first: Any = model.blocks[0]
-    parts = {
-        "block": (first, theirs.Block),
-        "attention": (first.attn, theirs.Attention),
-        "MLP": (first.mlp, theirs.Mlp),
-    }
-    parts |= {"activation": (first.mlp.act, torch.nn.GELU), "patch projection": (model.patch_embed, theirs.PatchEmbed)}
+    attention, mlp = getattr(first, "attn", None), getattr(first, "mlp", None)
+    parts = {"block": (first, theirs.Block), "attention": (attention, theirs.Attention), "MLP": (mlp, theirs.Mlp)}
+    parts |= {"activation": (getattr(mlp, "act", None), torch.nn.GELU)}
+    parts |= {"patch projection": (model.patch_embed, theirs.PatchEmbed)}
     for what, (part, ours) in parts.items():
         if not isinstance(part, ours):
             raise ValueError(f"{name}: its {what} is {type(part).__name__}, and that of our ViT is {ours.__name__}")
