@@ -189,5 +189,5 @@ def test_a_pipe_is_no_set_of_images(tmp_path, name):
 def test_a_pipe_is_no_backbone(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"--init .*/{name} is a pipe, a socket or a device"):
+    with pytest.raises(UserError, match=rf"--init .*: .*/{name} is a pipe, a socket or a device"):
         load_backbone(str(tmp_path / "init"))
