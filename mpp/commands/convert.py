@@ -49,7 +49,7 @@ def run_convert(config: Convert) -> dict[str, Any]:
     head = head_of(model) if isinstance(model, Classifier) else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     if form in _TRACERS:
-        write_folder(folder, lambda draft: _TRACERS[form](model, vit, draft))
+        write_folder(folder, lambda draft: traced(form, model, vit, head, draft))
     else:
         write_folder(folder, lambda draft: _WRITERS[form](vit, head, draft))
     library = OPENERS[form][0]
@@ -66,6 +66,12 @@ def run_convert(config: Convert) -> dict[str, Any]:
     if not difference < _WRONG:
         raise UserError(f"--to {form} {folder}: the outputs differ by {difference:.1e}, so do not use it")
     return {"out": str(folder), "difference": difference}
+
+
+def traced(form: str, model: ViT | Classifier, vit: ViT, head: Head | None, folder: Path) -> None:
+    """Write a model as a graph, and beside it what it takes and which classes it knows."""
+    _TRACERS[form](model, vit, folder)
+    writing.write_about(vit, head, folder, traced=True)
 
 
 def loaded(init: str) -> ViT | Classifier:

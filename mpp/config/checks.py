@@ -56,8 +56,18 @@ def check(config: Options) -> None:
         _check_embed(config)
     elif isinstance(config, Doctor):
         _check_doctor(config)
-    elif isinstance(config, Convert) and bool(config.init and config.to) == bool(config.from_pth):
+    elif isinstance(config, Convert):
+        _check_convert(config)
+
+
+FORMS = ("timm", "hf", "torchvision", "npz", "onnx", "torch-export")
+
+
+def _check_convert(config: Convert) -> None:
+    if bool(config.init and config.to) == bool(config.from_pth):
         raise UserError("give a run and --to FORM FOLDER, or --from-pth FILE alone")
+    if config.to and config.to[0] not in FORMS:
+        raise UserError(f"--to {config.to[0]} {config.to[1]}: the form is none of {', '.join(FORMS)}")
 
 
 def _check_held_out(data: MeasuredData) -> None:

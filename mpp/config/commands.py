@@ -32,8 +32,6 @@ from mpp.config.options import (
     Visible,
 )
 
-Form = Literal["timm", "hf", "torchvision", "npz", "onnx", "torch-export"]
-
 
 @dataclass
 class Pretraining(Seeded):
@@ -293,7 +291,8 @@ class Convert:
     """
 
     init: str = ""  # A run's folder, an exported backbone or classifier, or weights of another library.
-    to: Once[tuple[Form, str] | None] = None  # The form, and the folder to write.
+    to: Once[tuple[str, str] | None] = None
+    """The form, one of timm, hf, torchvision, npz, onnx and torch-export, and the folder to write."""
     from_pth: Once[str | None] = None
     """A pickle (.pth, .pt, .bin) whose tensors are written as .safetensors beside it, for --init. Nothing in it is
     run."""

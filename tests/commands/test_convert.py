@@ -66,12 +66,21 @@ def test_a_backbone_gives_its_outputs_in_another_library_and_comes_back(
     assert found["difference"] < 1e-5
     assert "it gives our outputs for 3 random images" in capsys.readouterr().out
     if form in ("onnx", "torch-export"):
+        assert json.loads((tmp_path / "out" / "about.json").read_text())["mean"] == [0.5] * 3
         return
     back = load_backbone(str(tmp_path / "out" / ("model.npz" if form == "npz" else "")))
     images = torch.rand(2, vit.in_chans, *vit.img_size) * 2 - 1
     torch.testing.assert_close(back.eval()(images), vit(images), rtol=1e-5, atol=1e-5)
     if form != "npz" and variant in ("1d", "ImageNet's colours", "no qkv bias"):
         assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in vit.state_dict().items())
+
+
+def test_what_is_written_may_be_read_by_others(tmp_path: Path) -> None:
+    a_backbone(tmp_path / "ours")
+    (tmp_path / "new").touch()
+    for form in ("timm", "hf", "torchvision", "npz"):
+        convert({"init": str(tmp_path / "ours"), "to": (form, str(tmp_path / form))})
+        assert {file.stat().st_mode for file in (tmp_path / form).iterdir()} == {(tmp_path / "new").stat().st_mode}
 
 
 def a_classifier(folder: Path, pool: str, head: str = "linear", **options: Any) -> Classifier:
@@ -170,6 +179,8 @@ def test_a_folder_that_exists_and_a_line_that_asks_for_nothing_are_refused(tmp_p
     a_backbone(tmp_path / "ours")
     with pytest.raises(UserError, match="exists; give another folder"):
         convert({"init": str(tmp_path / "ours"), "to": ("timm", str(tmp_path))})
+    with pytest.raises(UserError, match="--to onyx x: the form is none of timm, hf,"):
+        convert({"init": str(tmp_path / "ours"), "to": ("onyx", "x")})
     with pytest.raises(UserError, match="give a run and --to FORM FOLDER, or --from-pth FILE alone"):
         convert({"init": str(tmp_path / "ours")})
 

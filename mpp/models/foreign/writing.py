@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.errors import UserError
-from mpp.files import as_json, write_whole
+from mpp.files import as_json, ordinary_modes, write_whole
 from mpp.models.foreign.encoder import colours_of
 from mpp.models.foreign.names import Tensors, in_names_of
 from mpp.models.foreign.npz import to_jax
@@ -240,7 +240,7 @@ def write_torchvision(vit: ViT, head: Head | None, folder: Path) -> None:
         arguments["representation_size"] = vit.embed_dim
         tensors |= {"heads.pre_logits.weight": head.hidden[0], "heads.pre_logits.bias": head.hidden[1]}
     _save(folder, tensors, arguments)
-    _write_about(vit, head, folder)
+    write_about(vit, head, folder)
 
 
 def write_npz(vit: ViT, head: Head | None, folder: Path) -> None:
@@ -259,19 +259,20 @@ def write_npz(vit: ViT, head: Head | None, folder: Path) -> None:
             tensors |= {"pre_logits.weight": head.hidden[0], "pre_logits.bias": head.hidden[1]}
     folder.mkdir(parents=True)
     np.savez(folder / "model.npz", **to_jax(tensors, vit.num_heads))  # type: ignore[arg-type]
-    _write_about(vit, head, folder)
+    write_about(vit, head, folder)
 
 
 def _save(folder: Path, tensors: Tensors, config: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
     plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    ordinary_modes(folder)
     write_whole(folder / "config.json", as_json(config, indent=1).encode())
 
 
-def _write_about(vit: ViT, head: Head | None, folder: Path) -> None:
-    """What the form itself cannot say: how images are normalised, and the classes."""
-    mean, std = colours_of(vit)
+def write_about(vit: ViT, head: Head | None, folder: Path, traced: bool = False) -> None:
+    """What the form itself cannot say: how images are normalised (a traced model does it itself), and the classes."""
+    mean, std = ([0.5] * vit.in_chans, [0.5] * vit.in_chans) if traced else colours_of(vit)
     says: dict[str, Any] = {"img_size": vit.img_size, "channels": vit.in_chans, "mean": mean, "std": std}
     if vit.pixel_range:
         says["pixel_range"] = [value for value in vit.pixel_range if math.isfinite(value)]
