@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,6 +121,33 @@ def test_the_pinned_revision_is_what_is_loaded(monkeypatch, backbone):
         monkeypatch.setattr(f"{place}.hf_hub_download", download)
     assert isinstance(load_backbone(f"hf://o/n@{COMMIT}"), ViT)
     assert asked == [("o/n", "config.json", COMMIT), ("o/n", "model.safetensors", COMMIT)]
+
+
+def test_weights_of_another_library_on_the_hub_are_fetched_at_their_revision(monkeypatch, tmp_path):
+    import timm
+    from huggingface_hub.errors import EntryNotFoundError
+    from safetensors.torch import save_file
+
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    save_file(timm.create_model("vit_tiny_patch16_224", **sizes).state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "num_features": 24, "model_args": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = []
+
+    def fetch(repo, name, revision=None):
+        asked.append((repo, name, revision))
+        if not (tmp_path / name).exists():
+            raise EntryNotFoundError(f"no {name}", response=SimpleNamespace(headers={}, request=None))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("mpp.models.foreign.sources.hf_hub_download", fetch)
+    for init in (f"hf://o/n@{COMMIT}", f"hf:o/n@{COMMIT}"):
+        assert load_backbone(init).img_size == (16, 16)
+    files = ("config.json", "model.safetensors", "preprocessor_config.json")
+    assert asked == 2 * [("o/n", name, COMMIT) for name in files]
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"hf://o/n: it has no model\.safetensors"):
+        load_backbone("hf:o/n")
 
 
 def test_the_pinned_revision_of_a_set_is_what_is_read(monkeypatch):

@@ -66,7 +66,7 @@ def _say(line: str) -> None:
 
 
 def foreign(init: str) -> Foreign | None:
-    """What of another library --init names; None if it is of ours, or nothing. Raises UserError for a pickle."""
+    """What of another library --init names; None if it is of ours, or nothing. Raises UserError for a pipe."""
     if init.startswith("torchvision:"):
         return Foreign(init, torchvision=init.removeprefix("torchvision:"))
     if there := on_hub(init, "--init"):
@@ -100,7 +100,9 @@ def _fetched(repo: str, revision: str | None) -> Path | None:
                     hf_hub_download(repo, name, revision=revision)
                 except Exception as error:
                     if name == WEIGHTS:
-                        raise UserError(f"--init hf://{repo}: it has no {WEIGHTS} ({error})") from error
+                        raise UserError(
+                            f"--init hf://{repo}: it has no {WEIGHTS} ({first_line(error)[:200]})"
+                        ) from error
     except UserError:
         raise
     except Exception:  # no network, no such model: what loads our own says so
