@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mpp.config.derived import height_width
 from mpp.models.blocks import Block, gather
-from mpp.models.positions import RelativePositions, interpolate, sincos, sincos_2d
+from mpp.models.initial import initialise
+from mpp.models.positions import RelativePositions, interpolate
 from mpp.models.pretrained import Pretrained
 from mpp.models.sizes import (
     refuse_no_colour,
@@ -198,7 +199,7 @@ class ViT(
         )
         self.norm = nn.LayerNorm(self.embed_dim, eps=norm_eps) if final_norm else nn.Identity()
         self.activation_checkpointing = False  # whether the backward pass recomputes activations
-        self.initialise()
+        initialise(self)
 
     @property
     def num_patches(self) -> int:
@@ -317,40 +318,6 @@ class ViT(
                     if isinstance(module, RelativePositions):
                         module.resize(self.grid)
         return self
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw fresh weights as the authors' JAX code does (github.com/google-research/vision_transformer,
-        vit_jax/models_vit.py; timm's `weight_init="jax"` is the same except for qkv, see below)."""
-        for name, module in self.named_modules():
-            if not isinstance(module, nn.Linear):
-                continue
-            if name == "patch_embed":  # flax's nn.Conv: LeCun normal, truncated at 2 sigma
-                std = math.sqrt(1 / module.in_features) / 0.87962566103423978
-                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            elif name.endswith("qkv"):  # the bound of three separate (D, D) matrices
-                bound = math.sqrt(6 / (2 * module.in_features))
-                nn.init.uniform_(module.weight, -bound, bound)
-            else:
-                nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.normal_(module.bias, std=1e-6) if ".mlp." in name else nn.init.zeros_(module.bias)
-        if self.cls_token is not None:
-            nn.init.zeros_(self.cls_token)
-        for name, parameter in self.named_parameters():
-            if "pos_embed" in name or "relative" in name or "reg_token" in name:
-                nn.init.normal_(parameter, std=0.02)
-        if self.pos_init == "sincos":
-            self._start_positions_as_sincos()
-
-    def _start_positions_as_sincos(self) -> None:
-        """Set one half of each embedding to sines and cosines of the row, the other half to those of the column, with
-        geometrically spaced wavelengths, as the fixed embeddings of MoCo v3 and MAE (arXiv 2104.02057, 2111.06377)."""
-        if self.pos_embed_kind == "1d":
-            self.pos_embed[0, self.first :] = sincos_2d(self.grid, self.embed_dim)
-        elif self.pos_embed_kind == "2d":
-            self.pos_embed_rows.copy_(sincos(self.grid[0], self.embed_dim // 2))
-            self.pos_embed_cols.copy_(sincos(self.grid[1], self.embed_dim // 2))
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> str | None:
         """Write `config.json` and `model.safetensors` to a folder (and to the hub with `push_to_hub=True`)."""
