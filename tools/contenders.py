@@ -97,7 +97,7 @@ def our_method(name: str, setting: Setting) -> Method:
         draw = CorruptionDraws(vit.grid, 0.5, (0.8, 0.1, 0.1), "uniform")
         return Method(masked, target, draw, Corruption, "indices", masked.flops_an_image())
     options = Visible(predict=1.0, decoder="self", depth=_DEPTH) if name == AS_MAE else Visible()
-    target = make_target("pixels" if name == AS_MAE else "hog+0.1*mean-colour", p)
+    target = make_target("pixels" if name == AS_MAE else "hog+0.1*pixels", p)
     model = VisiblePatchModel(vit, target.num_outputs, options)
     hide = HidingDraws(vit.grid, options.keep, options.predict, "uniform")
     return Method(model, target, hide, Hiding, "predicted", model.flops_an_image(options.keep, options.predict))

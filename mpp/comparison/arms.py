@@ -23,7 +23,7 @@ from mpp.errors import UserError, renamed
 TITLES = {"mpp": "MPP"}  # of an arm, where it is not its name
 METHODS: dict[str, dict[str, Any]] = {  # the options of an arm that is named alone, over --pretrain's
     "mpp": {"method": "mpp"},
-    "visible": {"method": "visible", "data": {"target": "hog+0.1*mean-colour"}},
+    "visible": {"method": "visible", "data": {"target": "hog+0.1*pixels"}},
 }
 TRAINED = (*METHODS, "supervised")
 

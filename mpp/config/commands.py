@@ -159,7 +159,7 @@ class Compare(Place):
     others: tuple[str, ...] = ()  # Further backbones to compare, each as NAME=INIT.
     arms: tuple[str, ...] = ()
     """All backbones to compare, in place of the three options above: scratch, mpp, visible and supervised by name, each
-    trained here with the --pretrain options (visible: with target hog+0.1*mean-colour); NAME=PRESET, trained here with
+    trained here with the --pretrain options (visible: with target hog+0.1*pixels); NAME=PRESET, trained here with
     a preset over them (the images stay --pretrain's); NAME=INIT, a given backbone, where {seed} in INIT stands for each
     of --pretrain-seeds. Differences are taken from the first that is not scratch."""
     equal: Literal["images", "flops", "seconds"] | None = None

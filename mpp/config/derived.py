@@ -64,7 +64,7 @@ def num_predicted(num_patches: int, keep: float, predict: float) -> int:
 
 
 def target_parts(target: str) -> dict[str, float]:
-    """The targets that --data.target sums, with their weights: "hog+0.1*mean-colour" -> {"hog": 1, "mean-colour": 0.1}.
+    """The targets that --data.target sums, with their weights: "hog+0.1*pixels" -> {"hog": 1, "pixels": 0.1}.
     Raises ValueError for a weight that is no number above 0, or a target given twice."""
     parts: dict[str, float] = {}
     for term in target.split("+"):
@@ -74,7 +74,7 @@ def target_parts(target: str) -> dict[str, float]:
         except ValueError:
             parts[name] = 0.0
         if not 0 < parts[name] < math.inf:
-            raise ValueError(f"{term!r} must be one target, given once, with a weight above 0: hog+0.1*mean-colour")
+            raise ValueError(f"{term!r} must be one target, given once, with a weight above 0: hog+0.1*pixels")
     return parts
 
 
@@ -87,7 +87,7 @@ def cells_a_side(target: str, patch_size: int) -> int:
     if target != "mean-colour" and not grid:
         raise ValueError(
             f"unknown target {target!r}; the targets are: mean-colour, 4x4 (or another square), pixels, "
-            f"normalised-pixels, hog, and sums of them as in hog+0.1*mean-colour"
+            f"normalised-pixels, hog, and sums of them as in hog+0.1*pixels"
         )
     cells = int(grid[1]) if grid else 1
     if cells < 1 or patch_size % cells:

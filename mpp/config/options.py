@@ -92,7 +92,7 @@ class PretrainData(Data):
 
     target: str = "mean-colour"
     """What is predicted of a patch: `mean-colour`, `4x4` (or another GxG: the colour of each cell), `pixels`,
-    `normalised-pixels` (MAE's), `hog` (edges by orientation), or a weighted sum: `hog+0.1*mean-colour`."""
+    `normalised-pixels` (MAE's), `hog` (edges by orientation), or a weighted sum: `hog+0.1*pixels`."""
     bits: Bits = 3
     """Bits a colour channel, 1..8: 3 gives 8 bins a channel, so 512 colours. More than 3 channels are predicted one by
     one."""

@@ -317,7 +317,7 @@ def test_arms_are_pretrained_by_name_and_by_preset_once_for_each_seed(arms):
     assert set(runs) == {f"{name}{seed}" for name in ("visible", "wide", "mpp") for seed in ("", "-seed-3")}
     assert {(run.data.path, run.model.depth) for run in runs.values()} == {("shapes", 2)}  # not the preset's images
     assert [runs[name].method for name in ("visible", "wide", "mpp")] == ["visible", "visible", "mpp"]
-    assert [runs[name].data.target for name in ("visible", "mpp")] == ["hog+0.1*mean-colour", "mean-colour"]
+    assert [runs[name].data.target for name in ("visible", "mpp")] == ["hog+0.1*pixels", "mean-colour"]
     assert runs["wide"].visible.keep == 0.5
     assert [runs[name].seed for name in ("wide", "wide-seed-3")] == [0, 3]
 
