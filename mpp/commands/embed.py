@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +16,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpp.commands.downstream import as_taken_by, block_number
+from mpp.commands.dry_run import forward_sample, told_model
 from mpp.commands.looks import write_components, write_nearest, write_projector
 from mpp.config.commands import Embed
 from mpp.data.augment import normalise
 from mpp.data.batches import note_unreadable, refuse_too_many
 from mpp.data.images import bands_of
+from mpp.data.loader import Batch
 from mpp.data.parts import Parts
 from mpp.data.splits import open_whole
-from mpp.errors import UserError, renamed
+from mpp.errors import UserError, counted, renamed
 from mpp.evaluation.embeddings import Writer, join, names_beside, unreadable_of
 from mpp.files import as_json, write_whole
 from mpp.models.backbones import digest_of, fitted, load_backbone
 from mpp.models.vit import ViT, pool_tokens
 from mpp.run.folder import claimed, remove_if_empty, unreadable_line, why_unwritable, writing
 from mpp.run.machine import workers_of
+from mpp.run.measured import told_bytes
 
 
 def run_embed(config: Embed, accelerator: Accelerator) -> dict[str, Any]:
@@ -40,7 +44,10 @@ def run_embed(config: Embed, accelerator: Accelerator) -> dict[str, Any]:
     with accelerator.main_process_first(), as_taken_by(vit, config.init, config.data, fitted=False) as data:
         parts = Parts(open_whole(data, vit.img_size))
     about = described(config, parts, vit, layer, accelerator)
-    if not is_there(out, about, config.overwrite, accelerator):
+    there = is_there(out, about, config.overwrite, accelerator)
+    if config.dry_run:
+        return rehearse_embedding(out, about, there, parts, vit, layer, config, accelerator)
+    if not there:
         shape = (vit.num_patches, vit.embed_dim) if config.pool == "patches" else (vit.embed_dim,)
         with unfinished(out, about, accelerator) as folder:
             write_parts(folder, parts, vit, layer, shape, config, accelerator)
@@ -112,26 +119,77 @@ def is_there(out: Path, about: dict[str, Any], overwrite: bool, accelerator: Acc
 def unfinished(out: Path, about: dict[str, Any], accelerator: Accelerator) -> Iterator[Path]:
     """The folder beside `out` for its parts, for this run alone. What a cut run left there of the same images and model
     stays; of others it goes."""
-    folder = out.with_name(f"{out.name}.parts")
-    plan = folder / "plan.json"
+    folder = parts_folder(out)
     with claimed(folder, accelerator, "--out"):
         if accelerator.is_main_process:
             there = list(folder.glob("part-*.parquet"))
-            try:
-                same = json.loads(plan.read_text(encoding="utf-8")) == about
-            except (OSError, ValueError):
-                same = False
+            same = is_of(folder, about)
             if there:
                 state = f"{len(there):,} parts are there" if same else "parts of other images or another model go"
                 print(f"{folder}: {state}")
             for part in [] if same else there:
                 part.unlink()
             with writing(folder):
-                write_whole(plan, as_json(about).encode())
+                write_whole(folder / "plan.json", as_json(about).encode())
         accelerator.wait_for_everyone()
         yield folder
     if accelerator.is_main_process:
         remove_if_empty([folder])
+
+
+def rehearse_embedding(
+    out: Path,
+    about: dict[str, Any],
+    there: bool,
+    parts: Parts,
+    vit: ViT,
+    layer: int,
+    config: Embed,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Print what is left to do and how long it would take, from some batches; returns the numbers."""
+    folder = parts_folder(out)
+    done = {n for n in range(parts.count) if part_file(folder, n).exists()} if is_of(folder, about) else set()
+    missing = [] if there else [number for number in range(parts.count) if number not in done]
+    unreadable: dict[str, str] = {}
+
+    def batches() -> Iterator[Batch]:
+        some = missing[accelerator.process_index :: accelerator.num_processes]
+        for batch in parts.loader(some, vit.img_size, config.batch_size, workers_of(config.data, accelerator)):
+            if not batch.get("done"):
+                note_unreadable(batch, config.data.on_error, unreadable)
+            if "images" in batch:
+                yield batch
+
+    def forward(batch: Batch) -> Tensor:
+        return embeddings(vit, batch["images"], layer, config.pool, accelerator)
+
+    left = None if parts.total is None else sum(map(parts.images_in, missing))
+    found = forward_sample(batches(), forward, left, accelerator)
+    shape = (vit.num_patches, vit.embed_dim) if config.pool == "patches" else (vit.embed_dim,)
+    size = "" if parts.total is None else f"{told_bytes(4 * math.prod(shape) * parts.total)}: "
+    total = "a stream" if parts.total is None else f"{parts.total:,}"
+    rows = {
+        "images": f"{total} in {counted(parts.count, 'part')}"
+        + (f"; {out} holds all of them already" if there else f", of which {len(done):,} are there" if done else ""),
+        "model": told_model(vit),
+        "file": f"{size}{' x '.join(map(str, shape))} numbers an image, float32",
+    }
+    captions = [name or "" for name in found.first.get("labels") or []] if found.first else []
+    return found.told(out, rows, 0.0, captions, unreadable, config, config.data, accelerator)
+
+
+def parts_folder(out: Path) -> Path:
+    """The folder beside a file of embeddings for its parts, until all are there."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def is_of(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether the parts in a folder are of these images and this model."""
+    try:
+        return json.loads((folder / "plan.json").read_text(encoding="utf-8")) == about
+    except (OSError, ValueError):
+        return False
 
 
 def part_file(folder: Path, number: int) -> Path:

@@ -15,7 +15,9 @@ from accelerate.utils import set_seed
 
 from mpp.commands.cards import write_cards
 from mpp.commands.downstream import as_taken_by, new_to, open_downstream
-from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
+from mpp.commands.dry_run import rehearse_prediction
+from mpp.commands.labelled import classifier_job, closing_summary, tell_classes, train_classifier, write_result
+from mpp.commands.rehearsal import rehearse
 from mpp.config.command_line import write_toml
 from mpp.config.commands import FineTune
 from mpp.config.derived import images_seen
@@ -58,8 +60,12 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     tell_classes(config.data, images, test, accelerator)
     config = dataclasses.replace(config, train=timed(config.train, len(images), config.optim))
     config = dataclasses.replace(config, augment=cropped(config.augment, images, vit.img_size))
-    insist = config.resume_anyway
-    data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
+    again = {"resume": config.resume, "insist": config.resume_anyway, "dry_run": config.dry_run}
+    data = keep(output, images, test, accelerator, labels=True, **again)
+    if config.dry_run:
+        set_seed(config.seed)
+        job, share = classifier_job(config, vit, "linear", images, test, accelerator)
+        return rehearse(job, config, accelerator, share, output, trials=len(config.optim.lr_grid))
     grid: dict[str, float] = {}
     if config.optim.lr_grid:
         if accelerator.is_main_process:
@@ -123,8 +129,6 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     model = load_classifier(config.init)
     fitted(model.vit, config.model.img_size)
     model.to(accelerator.device).eval()
-    records = Records(output, accelerator, config)
-    records.open(0, "eval/top1")
     with accelerator.main_process_first(), as_taken_by(model.vit, config.init, config.data, fitted=False) as source:
         size, unlabelled = model.vit.img_size, bool(config.export_predictions)
         held = open_held_out(source, size) if source.hold_out else None
@@ -133,10 +137,15 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     if labelled:
         images = new_to(config.init, images, accelerator) if held is None else held
         tell_classes(config.data, None, images, accelerator)
+    batch_size = config.eval.batch_size
+    if config.dry_run:
+        images = at_most(images, config.eval.images)
+        return rehearse_prediction(output, model, images, labelled, batch_size, config, accelerator)
+    records = Records(output, accelerator, config)
+    records.open(0, "eval/top1")
     data = keep(output, images, images, accelerator)
     images = at_most(images, config.eval.images)
     unreadable: dict[str, str] = {}
-    batch_size = config.eval.batch_size
     predictions = predict_set(model, images, config.data, batch_size, accelerator, unreadable, labelled)
     unreadable = gather_dicts(accelerator, unreadable)
     metrics = {f"eval/{name}": value for name, value in predictions.metrics().items()} if labelled else {}

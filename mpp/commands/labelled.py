@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from mpp.config.commands import FineTune, Supervised
 from mpp.config.options import Data
 from mpp.data.images import HeldOut, Images
-from mpp.data.loader import share_of
+from mpp.data.loader import Share, share_of
 from mpp.data.sources.path import plain_folder
 from mpp.errors import UserError, counted, listed, printable, warn
 from mpp.evaluation.intervals import interval_of, told_interval
@@ -65,6 +65,20 @@ def _bare(name: str) -> str:
     return re.sub(r"[\W_]+", "", normalize("NFKC", name).casefold()) or name
 
 
+def classifier_job(
+    config: Supervised | FineTune, vit: ViT, head: str, images: Images, test: Images, accelerator: Accelerator
+) -> tuple[Classify, Share]:
+    """A fresh head on an encoder, to be trained together, and what this process computes of every batch."""
+    share = share_of(config.train, accelerator)
+    try:
+        refuse_odd_classes(images.label_names)
+    except ValueError as error:
+        raise UserError(f"--data.path {config.data.path}: {error}") from error
+    model = Classifier(vit, images.label_names or [], config.model.pool, head)
+    refuse_odd_pairs(config.augment, share)
+    return Classify(model, images, test, config, accelerator), share
+
+
 def train_classifier(
     config: Supervised | FineTune,
     vit: ViT,
@@ -75,14 +89,7 @@ def train_classifier(
     accelerator: Accelerator,
 ) -> tuple[Outcome, Classify]:
     """Put a fresh head on an encoder and train both."""
-    share = share_of(config.train, accelerator)
-    try:
-        refuse_odd_classes(images.label_names)
-    except ValueError as error:
-        raise UserError(f"--data.path {config.data.path}: {error}") from error
-    model = Classifier(vit, images.label_names or [], config.model.pool, head)
-    refuse_odd_pairs(config.augment, share)
-    job = Classify(model, images, test, config, accelerator)
+    job, share = classifier_job(config, vit, head, images, test, accelerator)
     return train(job, config, accelerator, share, output, headline="eval/top1"), job
 
 

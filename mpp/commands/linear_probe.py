@@ -13,17 +13,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mpp.commands.downstream import block_number, open_downstream
+from mpp.commands.dry_run import forward_sample, told_model
 from mpp.commands.labelled import tell_classes
 from mpp.config.command_line import write_toml
 from mpp.config.commands import LinearProbe
 from mpp.config.options import Probe
-from mpp.data.batches import readable, refuse_too_many
+from mpp.data.batches import refuse_too_many
 from mpp.data.identity import keep
 from mpp.data.images import Images
-from mpp.data.loader import eval_loader, no_draws
+from mpp.data.loader import Batch
 from mpp.data.splits import at_most, draw_labels, fifth_to_choose_by
 from mpp.data.survey import noted
-from mpp.errors import UserError
+from mpp.errors import UserError, counted
 from mpp.evaluation.attentive import Tokens, attentive_probe
 from mpp.evaluation.intervals import interval_of, told_interval
 from mpp.evaluation.probes import (
@@ -35,15 +36,20 @@ from mpp.evaluation.probes import (
     knn,
     logistic_regression,
     one_vs_rest,
+    pooled,
     refuse_useless,
     ridge,
     ridge_top1,
     top_k,
 )
+from mpp.methods.classify import batches_of
 from mpp.models.backbones import digest_of
 from mpp.models.vit import ViT
 from mpp.run.folder import finish, prepared_output
 from mpp.run.machine import gather_dicts, workers_of
+from mpp.run.measured import told_time
+
+_FITTED = 4096  # rows of the fit that is measured by --dry-run
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of logistic regression, a sample
 
@@ -65,8 +71,10 @@ def probe_into(output: Path, config: LinearProbe, accelerator: Accelerator) -> d
     layers = probe_layers(config.probe.layer, vit.depth)
     tell_classes(config.data, train, test, accelerator)
     refuse_more_shots_than_images(config.probe, train)
-    data = keep(output, train, test, accelerator, labels=True)
     test = at_most(test, config.probe.eval_images)
+    if config.dry_run:
+        return rehearse_probe(output, vit, train, test, layers, config, accelerator)
+    data = keep(output, train, test, accelerator, labels=True)
     classes = len(train.label_names or [])
     unreadable: dict[str, str] = {}
     x, y, read = features_of(train, vit, layers, config, accelerator, unreadable)
@@ -135,22 +143,51 @@ def features_of(
     unreadable: dict[str, str],
 ) -> tuple[list[Tensor], Tensor, np.ndarray]:
     """Features of each layer, (M, D), the labels (M,), and the images' indices (M,), of a whole set."""
-    loader = eval_loader(
-        images,
-        vit.img_size,
-        no_draws,
-        batch_size=config.batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        workers=workers_of(config.data, accelerator),
-    )
-
     left_out: dict[str, str] = {}
-    batches = readable(loader, config.data.on_error, left_out)
+    batches = batches_of(images, vit, config.data, config.batch_size, accelerator, left_out, False)
     features, indices = extract(vit, batches, config.model.pool, layers, accelerator, total=len(images))
     refuse_too_many(len(images) - len(indices), len(images), config.data, left_out)
     unreadable |= left_out
     return features, torch.from_numpy(images.labels(indices.tolist())), indices
+
+
+def rehearse_probe(
+    output: Path,
+    vit: ViT,
+    train: Images,
+    test: Images,
+    layers: Sequence[int],
+    config: LinearProbe,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Print what the probe would take, from features of a sample and a fit on them; returns the numbers."""
+    unreadable: dict[str, str] = {}
+    vit.to(accelerator.device).eval()
+    kept: dict[int, tuple[Tensor, Tensor]] = {}  # by the first image's number
+
+    def features(batch: Batch) -> None:
+        x = pooled(vit, batch["images"], config.model.pool, layers, accelerator)[-1]
+        kept[int(batch["index"][0])] = x, batch["labels"]
+
+    batches = batches_of(train, vit, config.data, config.batch_size, accelerator, unreadable, True)
+    found = forward_sample(batches, features, len(train) + len(test), accelerator)
+    classes, names = len(train.label_names or []), train.label_names or []
+    fits, rows_fitted = 0.0, min(len(train), _FITTED)
+    if kept and accelerator.is_main_process:
+        x, y = map(torch.cat, zip(*kept.values(), strict=True))
+        again = torch.arange(rows_fitted) % len(x)  # as many rows as there will be; the sample may have fewer
+        began = time.perf_counter()
+        logistic_regression(Scaler.of(x)(x)[again], y[again], classes, PENALTIES[2])
+        # of four fifths for each penalty, then of all
+        fits = (time.perf_counter() - began) / rows_fitted * len(train) * (1 + 0.8 * len(PENALTIES))
+    rows = {
+        "images": f"{len(train):,} to fit on, {len(test):,} to measure on, of {counted(classes, 'class', 'classes')}",
+        "model": told_model(vit),
+        "fits": f"{told_time(fits)} for logistic regression of {counted(vit.embed_dim, 'feature')}, by one of "
+        f"{rows_fitted:,} rows" + ("; the attentive probe comes on top" if config.probe.attentive else ""),
+    }
+    captions = [names[label] for label in found.first["labels"].tolist()] if found.first else []
+    return found.told(output, rows, fits, captions, unreadable, config, config.data, accelerator)
 
 
 def choose_layer(features: list[Tensor], labels: Tensor, classes: int, seed: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from mpp.commands.downstream import as_taken_by, new_to
+from mpp.commands.dry_run import rehearse_prediction
 from mpp.config.commands import Predict
 from mpp.data.augment import View
 from mpp.data.images import HeldOut, Images
@@ -46,6 +47,8 @@ def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
         and accelerator.is_main_process
     ):
         warn(f"the accuracy is not that on new images ({new.says}); finetune --eval-only measures those held out")
+    if config.dry_run:
+        return rehearse_prediction(config.out, model, images, labelled, config.batch_size, config, accelerator)
     unreadable: dict[str, str] = {}
     top = min(config.top, len(model.classes))
     found = predict_set(model, images, config.data, config.batch_size, accelerator, unreadable, labelled, top)

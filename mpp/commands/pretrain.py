@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 
 from mpp.commands.cards import write_cards
 from mpp.commands.downstream import as_taken_by, measured_before
+from mpp.commands.rehearsal import rehearse
 from mpp.config.checks import check_patches
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width, sized, target_parts
@@ -61,7 +62,10 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
     if config.eval.pictures and (channels := job.vit.in_chans) not in (1, 3):
         shown = ", ".join(str(number + 1) for number in job.display)
         accelerator.print(f"pictures show channels {shown} of {channels} as red, green and blue")
-    data = keep(output, images, held_out, accelerator, resume=config.resume, insist=config.resume_anyway)
+    again = {"resume": config.resume, "insist": config.resume_anyway, "dry_run": config.dry_run}
+    data = keep(output, images, held_out, accelerator, **again)
+    if config.dry_run:
+        return rehearse(job, config, accelerator, share, output)
     outcome = train(job, config, accelerator, share, output, headline="eval/bin_accuracy")
     if accelerator.is_main_process:
         before = measured_before(output, config)

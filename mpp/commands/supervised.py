@@ -11,7 +11,8 @@ from accelerate.utils import set_seed
 
 from mpp.commands.cards import write_cards
 from mpp.commands.downstream import as_taken_by, measured_before
-from mpp.commands.labelled import closing_summary, tell_classes, train_classifier, write_result
+from mpp.commands.labelled import classifier_job, closing_summary, tell_classes, train_classifier, write_result
+from mpp.commands.rehearsal import rehearse
 from mpp.config.commands import Supervised
 from mpp.config.derived import height_width, images_seen, sized
 from mpp.config.schedule import timed
@@ -41,14 +42,17 @@ def learn_into(output: Path, config: Supervised, accelerator: Accelerator) -> di
     with accelerator.main_process_first(), as_taken_by(vit, config.init, config.data) as source:
         images, test = open_labelled(source, size, config.seed, images_seen(config.train), remembered)
     tell_classes(config.data, images, test, accelerator)
-    insist = config.resume_anyway
-    data = keep(output, images, test, accelerator, labels=True, resume=config.resume, insist=insist)
+    again = {"resume": config.resume, "insist": config.resume_anyway, "dry_run": config.dry_run}
+    data = keep(output, images, test, accelerator, labels=True, **again)
     config = replace(noted(config, images), train=timed(config.train, len(images), config.optim))
     config = replace(config, augment=cropped(config.augment, images, size))
     bands = bands_of(images)
     set_seed(config.seed)
     vit = vit or build_vit(config.model, bands.channels or 3, bands.range)
     vit.pixel_range = bands.range
+    if config.dry_run:
+        job, share = classifier_job(config, vit, "mlp", images, test, accelerator)
+        return rehearse(job, config, accelerator, share, output)
     outcome, job = train_classifier(config, vit, "mlp", images, test, output, accelerator)
     result: dict[str, Any] = outcome.metrics
     if accelerator.is_main_process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
@@ -21,7 +22,7 @@ from mpp.config.commands import (
     Supervised,
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
-from mpp.config.options import Augment, Data, MeasuredData, Source
+from mpp.config.options import Augment, Data, MeasuredData, Rehearsed, Source
 from mpp.config.schedule import refuse_epochs, warn_of_long_warmup
 from mpp.errors import UserError, renamed
 
@@ -32,6 +33,8 @@ def check(config: Options) -> None:
     for name, value, _ in walk(config):
         if name.endswith("data.range") and isinstance(value, tuple) and not -math.inf < value[0] < value[1] < math.inf:
             raise UserError(f"{option_name(name)} {value[0]} {value[1]} must be the lowest value, then a higher one")
+    if isinstance(config, Rehearsed):
+        _check_rehearsed(config)
     if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate):
         _check_held_out(config.data)
     if isinstance(config, Pretrain):
@@ -58,6 +61,15 @@ def check(config: Options) -> None:
         _check_doctor(config)
     elif isinstance(config, Convert):
         _check_convert(config)
+
+
+def _check_rehearsed(config: Rehearsed) -> None:
+    if (file := config.dry_run_picture) and not config.dry_run:
+        raise UserError(f"--dry-run-picture {file} is painted by --dry-run: give both, or leave it out")
+    if file and not file.endswith(".png"):
+        raise UserError(f"--dry-run-picture {file} must end in .png")
+    if file and os.path.lexists(file):
+        raise UserError(f"--dry-run-picture {file} is there already; remove it, or give another name")
 
 
 FORMS = ("timm", "hf", "torchvision", "npz", "onnx", "torch-export")

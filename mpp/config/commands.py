@@ -25,6 +25,7 @@ from mpp.config.options import (
     PretrainEval,
     Probe,
     ProbedEval,
+    Rehearsed,
     Seeded,
     Source,
     Train,
@@ -79,7 +80,7 @@ class Pretrain(Training, Pretraining):
 
 
 @dataclass
-class LinearProbe(Place, Seeded):
+class LinearProbe(Place, Seeded, Rehearsed):
     """Measure a backbone by its frozen features: logistic regression, few-shot ridge regression, k-NN, attention.
 
     Features are extracted once. The labels of the evaluation split are used once, at the end. Example:
@@ -215,7 +216,7 @@ class Ablate(Place):
 
 
 @dataclass
-class Predict:
+class Predict(Rehearsed):
     """Write what a fine-tuned model says of images, with labels or without, to a table.
 
     A row an image: its name, the likeliest class and its probability, and the next classes. With labels that are the
@@ -243,7 +244,7 @@ class Predict:
 
 
 @dataclass
-class Embed:
+class Embed(Rehearsed):
     """Write the features of images to a table, and look at them: nearest images, a projector, principal components.
 
     A row an image: its name, its label if it has one, and its embedding. A cut command goes on where it was, and any
@@ -311,6 +312,7 @@ class Pack:
     data: Source = but(Source)
     size: Whole | None = None  # Shrink larger images to this short side (antialiased). Default: 256; 0 keeps all sizes.
     verify: bool = False  # Only compare --out with its checksum.
+    dry_run: Once[bool] = False  # Write nothing: print images, size of the file, and the time, from a sample.
 
 
 @dataclass

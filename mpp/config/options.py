@@ -313,7 +313,17 @@ class Seeded:
 
 
 @dataclass
-class Training(Place, Seeded):
+class Rehearsed:
+    """What every long command has that goes over images with a model."""
+
+    dry_run: Once[bool] = False
+    """Write nothing and make no folder: print images, classes and model, and the time and memory that the whole would
+    take, from a few measured steps."""
+    dry_run_picture: Once[str | None] = None  # With --dry-run: a .png file for the first batch as the model gets it.
+
+
+@dataclass
+class Training(Place, Seeded, Rehearsed):
     """What every training has."""
 
     resume: Once[bool] = False

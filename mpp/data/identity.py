@@ -104,18 +104,20 @@ def keep(
     labels: bool = False,
     resume: bool = False,
     insist: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, str]:
-    """Note in a run's folder what its images are; returns the fingerprint of each split. All processes call it.
+    """Note in a run's folder what its images are, unless in a `dry_run`; returns the fingerprint of each split. All
+    processes call it.
 
     Raises UserError if the run to `resume` was begun with other images, unless the user insists.
     """
     changes, digests = "", {}
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and (resume or not dry_run):
         identity = Identity.of(train, evaluated, labels)
         digests = identity.digests
         begun = resume and any((folder / name).exists() for name in ("checkpoints", "lr_grid"))
         changes = identity.changes(folder) if begun else ""
-        if not changes or insist:
+        if (not changes or insist) and not dry_run:
             identity.write(folder)
     changes, digests = broadcast_object_list([changes, digests])
     if changes and not insist:

@@ -73,7 +73,7 @@ def pack(
                     indices = list(range(rows["next"], min(len(images), rows["next"] + _AT_ONCE)))
                     for index, image in zip(indices, images.read(indices), strict=True):
                         try:
-                            array = _decoded(image, short_side, rows["values"][1] if rows["values"] else channels)
+                            array = decoded(image, short_side, rows["values"][1] if rows["values"] else channels)
                             rows["values"] = rows["values"] or [array.dtype.name, array.shape[-1]]
                             array = _of_type(array, rows["values"][0], convert=only_size is None)
                         except Unreadable as error:
@@ -153,7 +153,8 @@ def _sample_of(file: Any, size: int) -> str:
     return digest.hexdigest()
 
 
-def _decoded(image: Opened | Unreadable, short_side: int | None, channels: int | None) -> np.ndarray:
+def decoded(image: Opened | Unreadable, short_side: int | None, channels: int | None) -> np.ndarray:
+    """The values of an image as they are packed, (H, W, C). Raises Unreadable."""
     if isinstance(image, Unreadable):
         raise image
     channels = channels or channels_of(image)

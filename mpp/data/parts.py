@@ -30,6 +30,11 @@ class Parts:
             self.count, self.total = -(-len(images) // _IMAGES), len(images)
             self.label_names = images.label_names
 
+    def images_in(self, part: int) -> int:
+        """How many images a part of a set that is read by index has."""
+        assert self.total is not None
+        return min(self.total, (part + 1) * _IMAGES) - part * _IMAGES
+
     def windows(self, part: int, most: int) -> Iterator[tuple[Images, np.ndarray]]:
         """The images of a part, at most so many at a time: a set, and indices into it."""
         images = self.images

@@ -22,7 +22,9 @@ def paint_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: 
     image becomes `side` pixels; of many channels the first three are shown. A caption that is too long is cut."""
     columns = max(1, min(columns, len(images)))
     rows = -(-len(images) // columns)
-    cell_width, cell_height = side + _GAP, side + _GAP + (_LINE if any(captions) else 0)
+    tallest = max((round(side * min(1.0, image.shape[1] / image.shape[2])) for image in images), default=0)
+    line = tallest + (2 if any(captions) else 0)
+    cell_width, cell_height = side + _GAP, tallest + _GAP + (_LINE if any(captions) else 0)
     sheet = Image.new("RGB", (columns * cell_width + _GAP, max(1, rows) * cell_height + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
@@ -32,7 +34,7 @@ def paint_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: 
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         enlarged = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC  # pixels stay what they are
         sheet.paste(picture.resize(size, enlarged), (left, top))
-        pen.text((left, top + side + 2), _cut(printable(caption), side), fill="black", font=_font())
+        pen.text((left, top + line), _cut(printable(caption), side), fill="black", font=_font())
     return torch.from_numpy(rearrange(np.asarray(sheet), "h w c -> c h w").copy())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -168,6 +169,9 @@ class Classify:
         """Training accuracy over the last steps, in 0..1; None before the first."""
         return torch.stack([*self.learnt]).mean().item() if self.learnt else None
 
+    def look(self, batch: Batch) -> tuple[np.ndarray, list[str]]:
+        return batch["images"].numpy(), [self.model.classes[label] for label in batch["labels"].tolist()]
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         c = self.config
         self.predictions = predict_set(
@@ -200,6 +204,30 @@ def calibrate(model: Classifier, held: Images, data: Data, batch_size: int, acce
     model.calibrate(best_temperature(scores * model.temperature, labels))
 
 
+def batches_of(
+    images: Images,
+    vit: ViT,
+    data: Data,
+    batch_size: int,
+    accelerator: Accelerator,
+    unreadable: dict[str, str],
+    labels: bool,
+) -> Iterator[Batch]:
+    """This process's batches of a set, as an encoder takes them; images that cannot be read are noted."""
+    loader = eval_loader(
+        images,
+        vit.img_size,
+        no_draws,
+        batch_size=batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=workers_of(data, accelerator),
+        labels=labels,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return readable(loader, data.on_error, unreadable)
+
+
 def predict_set(
     model: Classifier,
     images: Images,
@@ -218,19 +246,8 @@ def predict_set(
             f"--data.path {data.path} has classes that the model does not know ({', '.join(unknown[:5])}); "
             f"it knows: {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}"
         )
-    loader = eval_loader(
-        images,
-        model.vit.img_size,
-        no_draws,
-        batch_size=batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        workers=workers_of(data, accelerator),
-        labels=labelled,
-        pin_memory=accelerator.device.type == "cuda",
-    )
     relabel = torch.tensor([number_of[name] for name in names]) if labelled else None
-    batches = readable(loader, data.on_error, unreadable)
+    batches = batches_of(images, model.vit, data, batch_size, accelerator, unreadable, labelled)
     found = predict(model, batches, relabel, accelerator, len(images), top)
     kind = "held-out images" if labelled else "images"
     refuse_too_many(len(images) - len(found.index), len(images), data, unreadable, kind)

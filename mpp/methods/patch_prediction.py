@@ -208,6 +208,11 @@ class PatchPrediction(ABC):
         zoom = max(1, 128 // images.shape[-1])
         return {"input_corrupted_predicted_true": repeat(row, "b c h w -> b c (h y) (w x)", y=zoom, x=zoom)}
 
+    def look(self, batch: Batch) -> tuple[np.ndarray, list[str]]:
+        """Each image, and beside it what the model sees of it."""
+        images, seen = batch["images"][:, self.display], self.seen(batch)[:, self.display]
+        return torch.cat([images, torch.full_like(images[..., :1], 255), seen], dim=-1).numpy(), []
+
     def _eval_batches(self, rank: int, world_size: int, only: int | None = None) -> Iterator[Batch]:
         images = (
             self.eval_images if only is None else Subset(self.eval_images, np.arange(min(only, len(self.eval_images))))

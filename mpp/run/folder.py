@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from mpp.config.options import Seeded
 from mpp.errors import UserError
 from mpp.files import as_json, clear_drafts, draft_of, is_special, write_whole
 from mpp.run.command import quoted, spelled
-from mpp.run.lock import locked_folder
+from mpp.run.lock import NAME, locked_folder, refuse_if_held
 from mpp.run.log import FILE, LOG
 from mpp.run.machine import PREPARING, wait_at_most
 from mpp.run.stops import Stopped
@@ -238,17 +238,17 @@ def prepared_output(config: Run, command: str, resume: bool, accelerator: Accele
         raise UserError("--resume goes on with the run in --output; name that folder")
     wait_at_most(PREPARING)
     folder = named_folder(config.output, command)
-    with claimed(folder, accelerator):
+    with left_alone(folder, accelerator) if config.dry_run else claimed(folder, accelerator):
         if resume:
             refuse_other_options(folder, config)
         else:
             refuse_to_overwrite(folder)
         accelerator.wait_for_everyone()  # before the main process writes into it
         try:
-            with LOG.into(folder):
+            with nullcontext() if config.dry_run else LOG.into(folder):
                 yield folder
         except Stopped as stop:
-            if not isinstance(config, LinearProbe) and holds_a_run(folder):
+            if not isinstance(config, LinearProbe) and not config.dry_run and holds_a_run(folder):
                 stop.way_on = how_to_resume(command, stop.step, folder, config)
             raise
 
@@ -274,6 +274,26 @@ def claimed(folder: Path, accelerator: Accelerator, option: str = "--output") ->
         if reason := broadcast_object_list([reason])[0]:
             raise UserError(reason)
         yield
+
+
+@contextmanager
+def left_alone(folder: Path, accelerator: Accelerator, option: str = "--output") -> Iterator[None]:
+    """Raise UserError where `claimed` would, and leave the folder as it is, or not made: for --dry-run."""
+    reason = None
+    if accelerator.is_main_process:
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            reason = f"{option} {folder} cannot be written ({there} is no folder to write into); name another folder"
+        try:
+            for file in (place / NAME for place in (folder, *folder.resolve().parents)):
+                if os.path.lexists(file):
+                    refuse_if_held(file, f"{option} {folder}")
+            refuse_links(folder)
+        except UserError as error:
+            reason = str(error)
+    if reason := broadcast_object_list([reason])[0]:
+        raise UserError(reason)
+    yield
 
 
 def remove_if_empty(folders: list[Path]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
+from mpp.data.images import Images
 from mpp.data.loader import Batch
 from mpp.data.training_set import TrainingSet
 
@@ -14,6 +17,8 @@ from mpp.data.training_set import TrainingSet
 class Job(Protocol):
     """A method on a set of images: what it trains, and how it measures that."""
 
+    eval_images: Images  # held out
+    probe: Callable[[Any], dict[str, float]]  # what an evaluation measures of the encoder's features; may be nothing
     unreadable: dict[str, str]  # evaluation images that were left out: where -> why
     in_pairs: bool  # whether a micro-batch must have an even number of images
 
@@ -37,6 +42,11 @@ class Job(Protocol):
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
         """Pictures by name, uint8 (B, C, H, W)."""
+        ...
+
+    def look(self, batch: Batch) -> tuple[np.ndarray, list[str]]:
+        """A batch of training images to look at, uint8 (B, C, H, W), and a line for each; none if there is nothing to
+        say."""
         ...
 
 

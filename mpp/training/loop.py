@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -61,14 +63,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
                 raise Stopped(0)
             progress.add(evaluated, start.positions)
         for step in range(start.step + 1, options.steps + 1):
-            seed_dropout(config.seed, step, accelerator.process_index)
-            parts: list[dict[str, Tensor]] = []
-            for batch in feed.take(share.accumulate, progress.clock.waiting_for_data):
-                with accelerator.accumulate(learner.model):
-                    loss, values = job.training_step(learner.model, batch, step)
-                    accelerator.backward(loss)
-                parts.append({"loss": loss.detach()} | values)
-            norm = learner.clip_gradients()
+            parts, norm = take_step(job, learner, feed, share, step, progress.clock.waiting_for_data)
             skipped = nonfinite.skips(step, norm, parts, feed.samples)
             learner.update(skipped)
             progress.advance(step)
@@ -112,6 +107,27 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
     flops *= progress.step * options.batch_size
     trained = learner.evaluated()
     return Outcome(progress.step, progress.metrics, seconds, trained, used, unreadable, flops, start.init_sha256)
+
+
+def take_step(
+    job: Job,
+    learner: Learner,
+    feed: Feed,
+    share: Share,
+    step: int,
+    waiting: Callable[[], AbstractContextManager[None]],
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Go forward and backward over this process's share of a batch. Returns loss and metrics of each micro-batch, and
+    the norm of the gradients before clipping; the weights stay until `learner.update`."""
+    accelerator = learner.accelerator
+    seed_dropout(learner.config.seed, step, accelerator.process_index)
+    parts: list[dict[str, Tensor]] = []
+    for batch in feed.take(share.accumulate, waiting):
+        with accelerator.accumulate(learner.model):
+            loss, values = job.training_step(learner.model, batch, step)
+            accelerator.backward(loss)
+        parts.append({"loss": loss.detach()} | values)
+    return parts, learner.clip_gradients()
 
 
 def asks_what_is_forgotten(config: Trained) -> bool:
