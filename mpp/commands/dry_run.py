@@ -18,13 +18,12 @@ from torch import Tensor
 from mpp.config.commands import FineTune, Predict
 from mpp.config.options import Data, Rehearsed
 from mpp.data.augment import normalise
-from mpp.data.images import Images
 from mpp.data.loader import Batch
 from mpp.errors import counted
 from mpp.figures.sheet import paint_sheet
-from mpp.methods.classify import Classifier, batches_of
+from mpp.methods.classify import Classifier
 from mpp.models.vit import ViT
-from mpp.run.folder import save_picture, unreadable_line, writing
+from mpp.run.folder import AGAIN, save_picture, unreadable_line, writing
 from mpp.run.machine import gather_dicts, workers_of
 from mpp.run.measured import peak_memory, settle, told_devices, told_memory, told_time
 
@@ -65,7 +64,7 @@ def paint(file: str | None, images: np.ndarray, captions: Sequence[str], acceler
     some = list(images[:_PAINTED])
     captions = [*captions[:_PAINTED], *[""] * (len(some) - len(captions))]
     wide = max(1, round(some[0].shape[2] / some[0].shape[1]))
-    with writing(Path(file)):
+    with writing(Path(file), AGAIN):
         save_picture(paint_sheet(some, captions, columns=max(1, 8 // wide), side=112 * wide), Path(file))
     return f"{file} shows {counted(len(some), 'image')} of the first batch"
 
@@ -143,25 +142,25 @@ def forward_sample(
 def rehearse_prediction(
     output: str | Path,
     model: Classifier,
-    images: Images,
-    labelled: bool,
-    batch_size: int,
+    batches: Iterable[Batch],
+    total: int | None,
+    names: list[str] | None,
+    unreadable: dict[str, str],
     config: FineTune | Predict,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Print what predicting a set would take, from some of its batches; returns the numbers."""
-    unreadable: dict[str, str] = {}
-    batches = batches_of(images, model.vit, config.data, batch_size, accelerator, unreadable, labelled)
+    """Print what predicting a set would take, from some of its batches; returns the numbers. `names` are its classes if
+    it is labelled."""
 
     def forward(batch: Batch) -> Tensor:
         with accelerator.autocast():
             return model(normalise(batch["images"].to(accelerator.device)))
 
-    found = forward_sample(batches, forward, len(images), accelerator)
-    names = images.label_names or []
-    captions = [names[label] for label in found.first["labels"].tolist()] if labelled and found.first else []
+    found = forward_sample(batches, forward, total, accelerator)
+    captions = [names[label] for label in found.first["labels"].tolist()] if names and found.first else []
+    many = "a stream" if total is None else f"{total:,}"
     rows = {
-        "images": f"{len(images):,} to predict, {'with' if labelled else 'without'} labels of the model's classes",
+        "images": f"{many} to predict, {'with' if names else 'without'} labels of the model's classes",
         "model": f"{told_model(model)}; it knows {counted(len(model.classes), 'class', 'classes')}",
     }
     return found.told(output, rows, 0.0, captions, unreadable, config, config.data, accelerator)

@@ -34,6 +34,8 @@ from mpp.run.folder import claimed, remove_if_empty, unreadable_line, why_unwrit
 from mpp.run.machine import workers_of
 from mpp.run.measured import told_bytes
 
+_GOES_ON = "the same command goes on with the parts that are there"
+
 
 def run_embed(config: Embed, accelerator: Accelerator) -> dict[str, Any]:
     """Write the embeddings of a set, unless they are there already, and what was asked for beside them."""
@@ -129,7 +131,7 @@ def unfinished(out: Path, about: dict[str, Any], accelerator: Accelerator) -> It
                 print(f"{folder}: {state}")
             for part in [] if same else there:
                 part.unlink()
-            with writing(folder):
+            with writing(folder, _GOES_ON):
                 write_whole(folder / "plan.json", as_json(about).encode())
         accelerator.wait_for_everyone()
         yield folder
@@ -210,7 +212,7 @@ def write_parts(
     with tqdm(total=parts.total, unit="image", desc="embedding", disable=hide, leave=False, mininterval=1) as bar:
         for number in mine:
             unreadable: dict[str, str] = {}
-            with writing(folder), Writer(part_file(folder, number), shape, bool(parts.label_names)) as table:
+            with writing(folder, _GOES_ON), Writer(part_file(folder, number), shape, bool(parts.label_names)) as table:
                 while not (batch := next(batches)).get("done"):
                     note_unreadable(batch, config.data.on_error, unreadable)
                     if "images" in batch:
@@ -234,7 +236,7 @@ def put_together(
     """Join the parts into one file, say beside it of what it is, and remove them."""
     files = [part_file(folder, number) for number in range(parts.count)]
     unreadable = {where: why for file in files for where, why in unreadable_of(file).items()}
-    with writing(out.parent):
+    with writing(out.parent, _GOES_ON):
         notes_of(out).unlink(missing_ok=True)  # of what is replaced
         count = join(files, out, shape, bool(parts.label_names))
         refuse_too_many(len(unreadable), count + len(unreadable), config.data, unreadable)

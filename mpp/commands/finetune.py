@@ -30,7 +30,7 @@ from mpp.errors import UserError
 from mpp.evaluation.intervals import interval_of
 from mpp.evaluation.predictions import export, refuse_unwritable
 from mpp.figures.confusion import paint_confusion
-from mpp.methods.classify import Classifier, Classify, calibrate, load_classifier, predict_set
+from mpp.methods.classify import Classifier, Classify, batches_of, calibrate, load_classifier, predict_set
 from mpp.models.backbones import fitted, refuse_shape_options
 from mpp.models.vit import ViT
 from mpp.run.folder import Records, finish, prepared_output, refuse_other_options
@@ -139,13 +139,14 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
         tell_classes(config.data, None, images, accelerator)
     batch_size = config.eval.batch_size
     if config.dry_run:
-        images = at_most(images, config.eval.images)
-        return rehearse_prediction(output, model, images, labelled, batch_size, config, accelerator)
+        images, unreadable = at_most(images, config.eval.images), dict[str, str]()
+        batches = batches_of(images, model.vit, config.data, batch_size, accelerator, unreadable, labelled)
+        names = images.label_names if labelled else None
+        return rehearse_prediction(output, model, batches, len(images), names, unreadable, config, accelerator)
     records = Records(output, accelerator, config)
     records.open(0, "eval/top1")
     data = keep(output, images, images, accelerator)
-    images = at_most(images, config.eval.images)
-    unreadable: dict[str, str] = {}
+    images, unreadable = at_most(images, config.eval.images), dict[str, str]()
     predictions = predict_set(model, images, config.data, batch_size, accelerator, unreadable, labelled)
     unreadable = gather_dicts(accelerator, unreadable)
     metrics = {f"eval/{name}": value for name, value in predictions.metrics().items()} if labelled else {}

@@ -22,7 +22,7 @@ from mpp.figures.components import component_colours
 from mpp.figures.sheet import paint_sheet
 from mpp.files import is_special
 from mpp.models.vit import ViT, pool_tokens
-from mpp.run.folder import save_picture, write_folder, writing
+from mpp.run.folder import AGAIN, save_picture, write_folder, writing
 
 _NEAREST = 12  # images that are named and painted
 _COMPONENTS = 16  # images whose patches are painted
@@ -121,7 +121,7 @@ def write_projector(out: Path, parts: Parts, left_out: dict[str, str]) -> None:
             )
 
     folder = out.with_suffix(".projector")
-    write_folder(folder, save)
+    write_folder(folder, save, AGAIN)
     print(f"{len(rows):,} of {count:,} images for the projector: tensorboard --logdir {folder}")
 
 
@@ -139,6 +139,6 @@ def write_components(out: Path, vit: ViT, layer: int, parts: Parts, left_out: di
 
 
 def _save(picture: torch.Tensor, file: Path) -> None:
-    with writing(file.parent):
+    with writing(file.parent, AGAIN):
         save_picture(picture, file)
     print(f"{file} shows them" if ".similar" in file.name else f"{file}: components of patches as colours")

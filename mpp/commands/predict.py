@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from mpp.commands.downstream import as_taken_by, new_to
 from mpp.commands.dry_run import rehearse_prediction
 from mpp.config.commands import Predict
-from mpp.data.augment import View
+from mpp.config.options import Data
+from mpp.data.batches import note_unreadable, refuse_too_many
 from mpp.data.images import HeldOut, Images
-from mpp.data.loader import Samples, no_draws, read_batch
-from mpp.data.randomness import Purpose
+from mpp.data.loader import Batch
+from mpp.data.parts import Parts
 from mpp.data.sources.classes import class_name
-from mpp.data.splits import open_measured
+from mpp.data.sources.path import is_stream
+from mpp.data.splits import measured_split, open_measured, open_whole
+from mpp.data.streams import Stream
 from mpp.errors import listed, renamed, warn
 from mpp.evaluation.intervals import told_interval
 from mpp.evaluation.predictions import Predictions, refuse_unwritable, write_table
 from mpp.figures.sheet import paint_sheet
-from mpp.methods.classify import Classifier, load_classifier, predict_set
-from mpp.run.folder import save_picture, unreadable_line, writing
-from mpp.run.machine import gather_dicts
+from mpp.methods.classify import Classifier, batches_of, load_classifier, predict_batches
+from mpp.models.vit import ViT
+from mpp.run.folder import AGAIN, save_picture, unreadable_line, writing
+from mpp.run.machine import gather_dicts, workers_of
 
+_PLACES = 32  # bits of an image's number in a stream that count its place in the shard; doubles hold 21 more
 _PAINTED, _SIDE = 120, 112  # images of a sheet, and the longer side of each in pixels
 
 
@@ -39,34 +47,74 @@ def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
     model = load_classifier(config.init)
     model.to(accelerator.device).eval()
     with accelerator.main_process_first(), as_taken_by(model.vit, config.init, config.data, fitted=False) as data:
-        images = open_measured(data, model.vit.img_size, alone=True, unlabelled=True)
-    labelled = has_its_classes(images, model, accelerator)
-    if (
-        labelled
-        and isinstance(new := new_to(config.init, images, accelerator), HeldOut)
-        and accelerator.is_main_process
-    ):
-        warn(f"the accuracy is not that on new images ({new.says}); finetune --eval-only measures those held out")
-    if config.dry_run:
-        return rehearse_prediction(config.out, model, images, labelled, config.batch_size, config, accelerator)
+        images = open_predicted(data, model.vit.img_size)
     unreadable: dict[str, str] = {}
+    names: dict[int, str] = {}
+    labelled, total, classes = False, None, None
     top = min(config.top, len(model.classes))
-    found = predict_set(model, images, config.data, config.batch_size, accelerator, unreadable, labelled, top)
+    if isinstance(images, Stream):
+        batches = batches_of_shards(Parts(images), model.vit, config, accelerator, unreadable, names)
+    else:
+        labelled, total = has_its_classes(images, model, accelerator), len(images)
+        new = new_to(config.init, images, accelerator) if labelled else images
+        if isinstance(new, HeldOut) and accelerator.is_main_process:
+            warn(f"the accuracy is not that on new images ({new.says}); finetune --eval-only measures those held out")
+        classes = images.label_names if labelled else None
+        batches = batches_of(images, model.vit, config.data, config.batch_size, accelerator, unreadable, labelled)
+    if config.dry_run:
+        return rehearse_prediction(config.out, model, batches, total, classes, unreadable, config, accelerator)
+    found = predict_batches(model, batches, classes, accelerator, total, top)
     unreadable = gather_dicts(accelerator, unreadable)
+    bad, of = len(unreadable), len(found.index) + len(unreadable)
+    refuse_too_many(bad, of, config.data, unreadable)
+    names = gather_dicts(accelerator, names)
     metrics = found.metrics() if labelled else {}
     if accelerator.is_main_process:
-        write_table(table_of(found, images, model.classes, config.reject_below), config.out, config.overwrite)
+        where = names.__getitem__ if isinstance(images, Stream) else images.where
+        write_table(table_of(found, where, model.classes, config.reject_below), config.out, config.overwrite)
         if config.sheet:
-            write_sheet(config, found, images, model)
+            write_sheet(config, found, Parts(images), unreadable, model)
         print(summary(config, found, model.classes, metrics))
         if unreadable:
-            print(unreadable_line(unreadable, len(images), config.data.path))
+            print(unreadable_line(unreadable, of, config.data.path))
     result = {"images": len(found.index), "out": config.out}
     if config.reject_below:
         result |= {"rejected": int((found.confidence < config.reject_below).sum())}
     if labelled:
         result |= {"calibration_error": found.calibration_error()}
     return result | {f"eval/{name}": value for name, value in metrics.items()}
+
+
+def open_predicted(data: Data, size: tuple[int, int]) -> Images | Stream:
+    """The images to predict, with labels or without: the split --data.eval-split, else the only one, else test, else
+    validation. WebDataset shards are read in order, without labels."""
+    if not is_stream(data.path, data.config):
+        return open_measured(data, size, alone=True, unlabelled=True)
+    split = measured_split(data, alone=True)[0]
+    return open_whole(dataclasses.replace(data, split=split, eval_split=None), size)
+
+
+def batches_of_shards(
+    parts: Parts,
+    vit: ViT,
+    config: Predict,
+    accelerator: Accelerator,
+    unreadable: dict[str, str],
+    names: dict[int, str],
+) -> Iterator[Batch]:
+    """This process's batches of a stream, as an encoder takes them. An image's number, which orders the table, is made
+    of its shard's and of its place in it; its name goes into `names`."""
+    mine = list(range(parts.count))[accelerator.process_index :: accelerator.num_processes]
+    places: Counter[int] = Counter()  # images of each shard until now
+    for batch in parts.loader(mine, vit.img_size, config.batch_size, workers_of(config.data, accelerator)):
+        if not batch.get("done"):
+            note_unreadable(batch, config.data.on_error, unreadable)
+        if "images" in batch:
+            part, count = batch["part"], len(batch["images"])
+            batch["index"] = (part << _PLACES) + places[part] + torch.arange(count)
+            places[part] += count
+            names.update(zip(batch["index"].tolist(), batch["names"], strict=True))
+            yield batch
 
 
 def has_its_classes(images: Images, model: Classifier, accelerator: Accelerator) -> bool:
@@ -81,10 +129,12 @@ def has_its_classes(images: Images, model: Classifier, accelerator: Accelerator)
     return bool(names) and not others
 
 
-def table_of(found: Predictions, images: Images, classes: list[str], reject_below: float = 0) -> dict[str, list[Any]]:
-    """The columns: image, label (if there are labels), class (None where it is less probable than `reject_below`),
-    probability, class_2, probability_2 and so on."""
-    columns: dict[str, list[Any]] = {"image": [images.where(int(index)) for index in found.index]}
+def table_of(
+    found: Predictions, where: Callable[[int], str], classes: list[str], reject_below: float = 0
+) -> dict[str, list[Any]]:
+    """The columns: image (`where` names it by its number), label (if there are labels), class (None where it is less
+    probable than `reject_below`), probability, class_2, probability_2 and so on."""
+    columns: dict[str, list[Any]] = {"image": [where(int(index)) for index in found.index]}
     if found.labelled:
         columns["label"] = [classes[k] for k in found.label]
     for place, (best, probability) in enumerate(zip(found.best.T, found.probabilities.T, strict=True), start=1):
@@ -97,7 +147,9 @@ def table_of(found: Predictions, images: Images, classes: list[str], reject_belo
     return columns
 
 
-def write_sheet(config: Predict, found: Predictions, images: Images, model: Classifier) -> None:
+def write_sheet(
+    config: Predict, found: Predictions, parts: Parts, unreadable: dict[str, str], model: Classifier
+) -> None:
     """Paint images from the least to the most confident prediction, with class, probability and, where it is another
     one, label in brackets; of many, some at even distances in this order."""
     order = np.argsort(found.confidence, kind="stable")
@@ -109,12 +161,13 @@ def write_sheet(config: Predict, found: Predictions, images: Images, model: Clas
         captions.append(
             f"{found.confidence[row]:.2f} {name}" + (f" ({model.classes[found.label[row]]})" if other else "")
         )
-    samples = Samples(found.index[order], 0, range(len(order)))
     scale = min(1.0, _SIDE / max(model.vit.img_size))
     size = (max(1, round(model.vit.img_size[0] * scale)), max(1, round(model.vit.img_size[1] * scale)))
-    pictures = read_batch(images, samples, View(size), no_draws, 0, Purpose.EVAL)["images"].numpy()
-    with writing(Path(config.sheet or "")):
-        save_picture(paint_sheet(list(pictures), captions, columns=10, side=_SIDE), Path(config.sheet or ""))
+    rows = sorted(order.tolist())
+    pictures = dict(zip(rows, parts.pick(set(rows), unreadable, size), strict=True))
+    with writing(Path(config.sheet or ""), AGAIN):
+        sheet = paint_sheet([pictures[row] for row in order.tolist()], captions, columns=10, side=_SIDE)
+        save_picture(sheet, Path(config.sheet or ""))
 
 
 def summary(config: Predict, found: Predictions, classes: list[str], metrics: dict[str, float]) -> str:

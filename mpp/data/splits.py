@@ -142,6 +142,17 @@ def open_measured(data: Data, size: tuple[int, int], alone: bool = False, unlabe
     nothing learnt from this set (`alone`), its only split will do. `unlabelled`: the images may have no labels."""
     if is_stream(data.path, data.config):
         raise UserError(f"--data.path {data.path}: {NO_LABELS}")
+    candidates = measured_split(data, alone)
+    split, images = candidates[0], _open(data, candidates[0], size)
+    if not images.label_names and len(candidates) > 1 and not unlabelled:  # as the test splits of many published sets
+        split, images = candidates[1], _open(data, candidates[1], size)
+    if not unlabelled:
+        _label_names(images, split, data)
+    return images
+
+
+def measured_split(data: Data, alone: bool) -> list[str]:
+    """The split to be measured on, and what takes its place if it has no labels: see `open_measured`."""
     splits = split_names(data.path, data.config)
     preferred = splits if alone and len(splits) == 1 else ("test", "validation")
     spare = [name for name in preferred if name in splits and (alone or name != data.split)]
@@ -151,12 +162,7 @@ def open_measured(data: Data, size: tuple[int, int], alone: bool = False, unlabe
             f"--data.path {data.path} has no split test or validation to be measured on"
             + (f"; name one of {', '.join(others)} with --data.eval-split" if others else "; put images into one")
         )
-    split, images = candidates[0], _open(data, candidates[0], size)
-    if not images.label_names and len(candidates) > 1 and not unlabelled:  # as the test splits of many published sets
-        split, images = candidates[1], _open(data, candidates[1], size)
-    if not unlabelled:
-        _label_names(images, split, data)
-    return images
+    return candidates
 
 
 def open_whole(data: Data, size: tuple[int, int]) -> Images | Stream:

@@ -26,7 +26,7 @@ from mpp.data.loader import Batch
 from mpp.errors import UserError
 from mpp.evaluation.calibration import calibration_error
 from mpp.files import csv_cell, write_whole
-from mpp.run.folder import why_unwritable, writing
+from mpp.run.folder import AGAIN, why_unwritable, writing
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ def predict(
     batches: Iterable[Batch],
     relabel: Tensor | None,
     accelerator: Accelerator,
-    total: int,
+    total: int | None,
     top: int = 1,
 ) -> Predictions:
     """Predict a set. Each process predicts its own batches; all return the whole set, each image exactly once.
 
     `relabel` maps the set's class numbers to the model's: (classes of the set,); None if there are no labels. `total`
-    is for the progress bar; `top` is the number of likeliest classes to keep.
+    is for the progress bar (None: not known); `top` is the number of likeliest classes to keep.
     """
     mine: list[np.ndarray] = []
     hide = not accelerator.is_main_process
@@ -154,6 +154,6 @@ def write_table(columns: dict[str, list[Any]], file: str, overwrite: bool) -> No
         writer.writerow(columns)
         writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
         written = text.getvalue().encode()
-    with writing(Path(file)):
+    with writing(Path(file), AGAIN):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(file), written, overwrite)

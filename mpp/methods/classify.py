@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -228,6 +228,21 @@ def batches_of(
     return readable(loader, data.on_error, unreadable)
 
 
+def predict_batches(
+    model: Classifier,
+    batches: Iterable[Batch],
+    names: list[str] | None,
+    accelerator: Accelerator,
+    total: int | None,
+    top: int = 1,
+) -> Predictions:
+    """What a `Classifier` says of a set, of which this process has these batches. `names` are its classes if it is
+    labelled, all of them among the model's, in whatever order; `total` images are expected."""
+    number_of = {class_name(name): number for number, name in enumerate(model.classes)}
+    relabel = None if names is None else torch.tensor([number_of[class_name(name)] for name in names])
+    return predict(model, batches, relabel, accelerator, total, top)
+
+
 def predict_set(
     model: Classifier,
     images: Images,
@@ -236,19 +251,16 @@ def predict_set(
     accelerator: Accelerator,
     unreadable: dict[str, str],
     labelled: bool = True,
-    top: int = 1,
 ) -> Predictions:
-    """What a `Classifier` says of a set; if it is `labelled`, its classes are among the model's, in whatever order."""
-    names = [class_name(name) for name in images.label_names or []]
-    number_of = {class_name(name): number for number, name in enumerate(model.classes)}
-    if labelled and (unknown := [name for name in names if name not in number_of]):
+    """What a `Classifier` says of a set that is read by index. Raises UserError for a class that it does not know."""
+    names, known = images.label_names or [], set(map(class_name, model.classes))
+    if labelled and (unknown := [name for name in map(class_name, names) if name not in known]):
         raise UserError(
             f"--data.path {data.path} has classes that the model does not know ({', '.join(unknown[:5])}); "
             f"it knows: {', '.join(model.classes[:10])}{', ...' if len(model.classes) > 10 else ''}"
         )
-    relabel = torch.tensor([number_of[name] for name in names]) if labelled else None
     batches = batches_of(images, model.vit, data, batch_size, accelerator, unreadable, labelled)
-    found = predict(model, batches, relabel, accelerator, len(images), top)
+    found = predict_batches(model, batches, names if labelled else None, accelerator, len(images))
     kind = "held-out images" if labelled else "images"
     refuse_too_many(len(images) - len(found.index), len(images), data, unreadable, kind)
     return found

@@ -117,17 +117,19 @@ class Records:
         return self.accelerator.get_tracker("tensorboard", unwrap=True)
 
 
+RESUMED = "--resume goes on from the last checkpoint"  # once there is room on the disk again
+AGAIN = "give the command again"  # of what is written at once, at the end
+
+
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn what a full disk, or one that has gone, raises into one line that names the folder."""
+def writing(folder: Path, then: str = RESUMED) -> Iterator[None]:
+    """Turn what a full disk, or one that has gone, raises into one line that names the folder, and what goes on once
+    there is room."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{folder} can no longer be written ({reason}); make room on the disk, and --resume goes on from the last "
-            f"checkpoint"
-        ) from error
+        raise UserError(f"{folder} can no longer be written ({reason}); make room on the disk, and {then}") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -143,10 +145,10 @@ def save_picture(picture: Tensor, path: Path) -> None:
     write_whole(path, file.getvalue())
 
 
-def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
+def write_folder(folder: Path, save: Callable[[Path], object], then: str = RESUMED) -> None:
     """Have `save` write a folder; readers see the old one, the new one or for a moment none, never a part."""
     draft = draft_of(folder)
-    with writing(folder):
+    with writing(folder, then):
         save(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)

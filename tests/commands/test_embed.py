@@ -225,3 +225,16 @@ def test_a_file_that_is_there_is_kept_or_told_what_differs(backbone, photos, tmp
         embed(backbone, photos, out, pool="cls")
     embed(backbone, photos, out, pool="cls", overwrite=True)
     assert out.stat().st_mtime_ns != before
+
+
+def test_a_full_disk_is_told_with_what_goes_on(backbone, photos, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedding.Writer, "add", full)
+    with pytest.raises(UserError) as error:
+        embed(backbone, photos, tmp_path / "a.parquet")
+    says = (
+        "(No space left on device); make room on the disk, and the same command goes on with the parts that are there"
+    )
+    assert one_line(error) == f"{tmp_path / 'a.parquet.parts'} can no longer be written {says}"

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import mpp
 from mpp import Classifier, ViT
-from mpp.config.options import FineTuneOptim, Optim
+from mpp.commands.predict import batches_of_shards
+from mpp.config import Predict
+from mpp.config.options import Data, FineTuneOptim, Optim
 from mpp.data.augment import mixed, normalise, randaugmented
 from mpp.data.images import load_images
+from mpp.data.parts import Parts
+from mpp.data.splits import open_whole
 from mpp.errors import UserError
 from mpp.evaluation.predictions import Predictions, rank_of
 from mpp.figures.confusion import paint_confusion
@@ -33,7 +38,7 @@ from mpp.training.learner import running_mean
 from mpp.training.optim import build_optimizer
 from recipes.finetune import main as finetune
 from recipes.supervised import main as supervised
-from tests.helpers import losses, one_and_two_processes, reset_accelerate, without_speeds
+from tests.helpers import losses, one_and_two_processes, reset_accelerate, without_speeds, write_shards
 
 SHAPE = ["--model.img-size", "16", "--model.embed-dim", "32", "--model.depth", "2", "--model.num-heads", "2"]
 SMALL = [
@@ -185,6 +190,43 @@ def test_labels_give_an_accuracy_and_those_of_others_a_warning(tuned, photos, tm
     with pytest.warns(UserWarning, match="holiday, work: no class of the model is called so, and no accuracy"):
         found = mpp.predict({"init": str(tuned), "data.path": str(photos), "out": str(tmp_path / "q.csv")})
     assert found == {"images": 2, "out": str(tmp_path / "q.csv")}
+
+
+def test_shards_are_predicted_as_the_same_pictures_in_a_folder(tuned, tmp_path):
+    shards = write_shards(tmp_path / "shards", 3, 5, damaged=6)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, image in enumerate(load_images("shapes", size=(16, 16)).read(range(15))):
+        if number != 6:
+            image.save(folder / f"{number:06d}.png")
+    found = {}
+    for path, batch in ((shards, 2), (folder, 256)):
+        reset_accelerate()
+        out, sheet = tmp_path / f"{path.name}.parquet", tmp_path / f"{path.name}.png"
+        given = {"init": str(tuned), "data.path": str(path), "data.on_error": "skip", "batch_size": batch}
+        assert mpp.predict(given | {"out": str(out), "sheet": str(sheet)})["images"] == 14
+        found[path.name] = Dataset.from_parquet(str(out), keep_in_memory=True).to_dict()
+    names = [f"{name[-6:]}.png" for name in found["shards"].pop("image")]
+    assert names == [Path(name).name for name in found["photos"].pop("image")]  # in the order of the shards
+    for column, values in found["photos"].items():
+        there = found["shards"][column]
+        assert there == (pytest.approx(values, abs=1e-5) if column.startswith("probability") else values)
+    assert np.array_equal(*(np.asarray(Image.open(tmp_path / f"{name}.png")) for name in found))
+    options = {"data.path": str(shards), "init": str(tuned), "out": str(tmp_path / "again.csv")}
+    with pytest.raises(UserError, match=r"train-0001.tar: 000006 could not be read .*--data.on-error skip"):
+        mpp.predict(options)
+
+
+def test_every_shard_is_predicted_by_one_process(tmp_path):
+    shards = write_shards(tmp_path / "shards", 3, 5)
+    vit, config, names, numbers = ViT(img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2), Predict(), {}, []
+    for rank in range(2):
+        parts = Parts(open_whole(Data(path=str(shards)), (16, 16)))
+        rank_of_two = SimpleNamespace(process_index=rank, num_processes=2, device=torch.device("cpu"))
+        for batch in batches_of_shards(parts, vit, config, rank_of_two, {}, names):
+            numbers += batch["index"].tolist()
+    assert len(numbers) == len(set(numbers)) == 15
+    assert [names[number][-6:] for number in sorted(numbers)] == [f"{number:06d}" for number in range(15)]
 
 
 def test_a_measurement_of_pictures_without_labels_writes_predictions_only(tuned, photos, tmp_path):
