@@ -32,7 +32,7 @@ def run_ablation(config: Ablate, accelerator: Accelerator) -> Path | None:
     """Do what is missing, then write the tables; returns their folder, or None after --dry-run."""
     output = named_folder(config.output, "ablate")
     compare = read_alike(with_label(as_compare(config)))
-    work = prepared(compare, variants(config, compare), output, accelerator)
+    work = prepared(compare, variants(config, compare), output, accelerator, config.img_sizes)
     return finished(work, config, output, accelerator, lambda: write_tables(output, config, work))
 
 

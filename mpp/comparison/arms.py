@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,16 @@ class Arm:
     name: str
     inits: tuple[str, ...]  # as --init takes them, one for each pretraining seed
     pretrainings: tuple[Piece, ...] = ()  # the runs that make them; none of backbones that are given
+    img_size: int | None = None  # the side of the images it is measured on, if it has its own
+
+    def at(self, img_size: int) -> Arm:
+        """The same backbones, measured on images of another side."""
+        return dataclasses.replace(self, name=f"{self.name} at {img_size} px", img_size=img_size)
 
     def starts(self) -> list[Start]:
         """What downstream runs start from, for each pretraining seed."""
         pieces = self.pretrainings or (None,) * len(self.inits)
-        return [Start(self.name, init, piece) for init, piece in zip(self.inits, pieces, strict=True)]
+        return [Start(self.name, init, piece, self.img_size) for init, piece in zip(self.inits, pieces, strict=True)]
 
 
 def pretrain_seeds(config: Compare) -> tuple[int, ...]:
@@ -131,8 +137,10 @@ def _supervised(config: Compare, of: Pretrain) -> Supervised:
     )
 
 
-def arms_of(config: Compare, trained: dict[str, Pretrain | Supervised], output: Path) -> list[Arm]:
-    """All arms, in order, with the runs that make them."""
+def arms_of(
+    config: Compare, trained: dict[str, Pretrain | Supervised], output: Path, img_sizes: Sequence[int] = ()
+) -> list[Arm]:
+    """All arms, in order, with the runs that make them; then all again, measured at each of `img_sizes`."""
     seeds = pretrain_seeds(config)
     given = sources(config)
     arms = []
@@ -142,7 +150,7 @@ def arms_of(config: Compare, trained: dict[str, Pretrain | Supervised], output: 
             arms.append(Arm(TITLES.get(name, name), tuple(str(piece.folder) for piece in pieces), pieces))
         else:
             arms.append(Arm(TITLES.get(name, name), tuple(given[name].replace("{seed}", str(seed)) for seed in seeds)))
-    return arms
+    return [*arms, *(arm.at(side) for side in img_sizes for arm in arms)]
 
 
 def _piece(config: Compare, name: str, options: Pretrain | Supervised, seed: int, output: Path) -> Piece:

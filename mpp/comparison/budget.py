@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from mpp.comparison.equal import flops_of
+from mpp.comparison.pieces import Piece
 from mpp.comparison.report import Cost
 from mpp.config.command_line import parse
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
@@ -26,22 +27,24 @@ from mpp.training.flops import flops_an_image
 _UNKNOWN = 10_000  # assumed number of images where no option gives it
 
 
-def plan(config: Compare, pieces: list[tuple[str, Any, bool]], accelerator: Accelerator) -> str:
-    """List the runs with their estimated times, from the speed of a step on this device in this precision.
-    Each piece is (title, options, whether it is done)."""
-    pretrained = height_width(config.pretrain.model.img_size)
-    sizes = {pretrained, height_width(config.finetune.model.img_size or pretrained)}
+def plan(config: Compare, pieces: list[Piece], accelerator: Accelerator) -> str:
+    """List the runs with their estimated times, from the speed of a step of each model on this device in this
+    precision."""
     device = accelerator.device
-    vit = build_vit(config.pretrain.model).to(device)
-    in_precision(vit, accelerator)
-    speeds = {size: seconds_an_image(vit.resize(size).to(device), device) for size in sorted(sizes)}
+    speeds: dict[str, tuple[float, float]] = {}  # of each shape
     seconds = []
-    for _, options, done in pieces:
-        speed = speeds[height_width(options.model.img_size or pretrained)]
-        seconds.append(0.0 if done else estimate(options, *speed))
-    lines = [f"The comparison takes {len(pieces)} runs, of which {sum(done for *_, done in pieces)} are done:"]
-    for (title, _, done), needs in zip(pieces, seconds, strict=True):
-        lines.append(f"  {'     done' if done else f'{needs / 60:5.1f} min'}  {title}")
+    for piece in pieces:
+        pretrained = piece.after.config.model if piece.after else config.pretrain.model
+        own = piece.config.model if isinstance(piece.config, Pretrain | Supervised) else pretrained
+        shape = dataclasses.replace(own, img_size=piece.config.model.img_size or own.img_size)
+        if not piece.done and repr(shape) not in speeds:
+            vit = build_vit(shape).to(device)
+            in_precision(vit, accelerator)
+            speeds[repr(shape)] = seconds_an_image(vit, device)
+        seconds.append(0.0 if piece.done else estimate(piece.config, *speeds[repr(shape)]))
+    lines = [f"The comparison takes {len(pieces)} runs, of which {sum(piece.done for piece in pieces)} are done:"]
+    for piece, needs in zip(pieces, seconds, strict=True):
+        lines.append(f"  {'     done' if piece.done else f'{needs / 60:5.1f} min'}  {piece.title}")
     return "\n".join([*lines, f"about {sum(seconds) / 60:.0f} minutes in all, with one process on this device"])
 
 
@@ -92,17 +95,19 @@ def cost_of(arm: str, inits: Sequence[str], config: Compare, classes: int, chann
     found = [run for init in inits if (run := _pretraining_of(Path(init)))]
     if not found:
         return Cost(arm, None, None, None, tuned, flops)
-    images, _, each = found[0]
-    return Cost(arm, images, statistics.fmean(run[1] for run in found), images * each, tuned, flops)
+    images, _, spent = found[0]
+    return Cost(arm, images, statistics.fmean(run[1] for run in found), spent, tuned, flops)
 
 
 def _pretraining_of(folder: Path) -> tuple[int, float, int] | None:
-    """Images seen, seconds and FLOPs per image of a run of mpp/pretrain.py or recipes/supervised.py, else None."""
+    """Images seen, seconds and FLOPs of a run of mpp/pretrain.py or recipes/supervised.py, else None."""
     if not ((folder / "result.json").exists() and (folder / "config.toml").exists()):
         return None
     run = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     kinds: dict[str, type[Pretrain | Supervised]] = {"pretrain": Pretrain, "supervised": Supervised}
     if (kind := kinds.get(run.get("command"))) is None:
         return None
-    options = parse(kind, ["--config", str(folder / "config.toml")])
-    return run["images_seen"], run["seconds"], flops_of(options, load_backbone(str(folder)), run.get("classes"))
+    if (flops := run.get("flops")) is None:  # runs of earlier versions do not say
+        options = parse(kind, ["--config", str(folder / "config.toml")])
+        flops = run["images_seen"] * flops_of(options, load_backbone(str(folder)), run.get("classes"))
+    return run["images_seen"], run["seconds"], flops

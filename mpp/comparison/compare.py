@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,25 +60,27 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
     )
 
 
-def prepared(config: Compare, trained: Options, output: Path, accelerator: Accelerator) -> Work:
+def prepared(
+    config: Compare, trained: Options, output: Path, accelerator: Accelerator, img_sizes: Sequence[int] = ()
+) -> Work:
     """All runs of a comparison, some perhaps done, after whatever would end it later has been looked for; prints how
-    long the others may take."""
+    long the others may take. Features are measured at each of `img_sizes`, too."""
     with accelerator.main_process_first():
         images, measured = open_downstream(config)
     tell_classes(options_of(LabelledData, config.data), images, measured, accelerator)
     config = noted(dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images))), images)
-    check_ahead(config, arms_of(config, trained, output), accelerator)
+    check_ahead(config, arms_of(config, trained, output, img_sizes), accelerator)
     trained = with_equal_compute(config, trained, output, accelerator)
     found = None
     if accelerator.is_main_process:  # one process looks at the images
-        arms = [with_identity(arm) for arm in arms_of(config, trained, output)]
+        arms = [with_identity(arm) for arm in arms_of(config, trained, output, img_sizes)]
         found = arms, Identity.of(images, measured, labels=True)
     arms, data = broadcast_object_list([found])[0]
     work = Work.of(config, arms, output, images, data)
     for piece in (piece for piece in work.pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
     if accelerator.is_main_process:
-        print(plan(config, [(piece.title, piece.config, piece.done) for piece in work.pieces], accelerator))
+        print(plan(config, work.pieces, accelerator))
     return work
 
 
@@ -151,10 +153,8 @@ class Work:
     @property
     def pieces(self) -> list[Piece]:
         """All runs, in the order in which they are made."""
-        return [piece for arm in self.arms for piece in arm.pretrainings] + [
-            *self.probes.values(),
-            *self.tunings.values(),
-        ]
+        pretrainings = {piece.folder: piece for arm in self.arms for piece in arm.pretrainings}  # arms may share them
+        return [*pretrainings.values(), *self.probes.values(), *self.tunings.values()]
 
 
 def do_what_is_missing(pieces: list[Piece], accelerator: Accelerator) -> None:
@@ -235,8 +235,8 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
                     vit = load_backbone(init)
                     with as_taken_by(vit, init, options_of(LabelledData, config.data)) as data:
                         open_fitted(data, vit.img_size, seed=0)
-            with renamed("--model", "--finetune.model", typed):
-                fitted(vit, config.finetune.model.img_size)
+            with renamed("--model.img-size", "--img-sizes" if arm.img_size else "--finetune.model.img-size", typed):
+                fitted(vit, arm.img_size or config.finetune.model.img_size)
             probe_layers(config.probe.layer, vit.depth)
         if arm.pretrainings and isinstance(supervised := arm.pretrainings[0].config, Supervised):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -86,10 +87,10 @@ def run_piece(options: Command, accelerator: Accelerator) -> None:
         run_finetuning(config, accelerator)
 
 
-def model_of(config: Compare, init: str) -> PooledModel:
+def model_of(config: Compare, start: Start) -> PooledModel:
     """Model options of a downstream run; scratch has the shape of what is pretrained."""
-    model = config.finetune.model
-    if init != "scratch":
+    model = dataclasses.replace(config.finetune.model, img_size=start.img_size or config.finetune.model.img_size)
+    if start.init != "scratch":
         return model
     shape = config.pretrain.model
     own = {"dropout": model.dropout, "drop_path": model.drop_path, "img_size": model.img_size or shape.img_size}
@@ -103,6 +104,7 @@ class Start:
     arm: str
     init: str
     pretraining: Piece | None  # the run that makes it
+    img_size: int | None = None  # the side of the images there, if it is the arm's own
 
 
 def probe_piece(config: Compare, start: Start, seed: int, output: Path, images: Identity) -> Piece:
@@ -112,7 +114,7 @@ def probe_piece(config: Compare, start: Start, seed: int, output: Path, images: 
     probe = LinearProbe(
         init=start.init,
         data=data,
-        model=model_of(config, start.init),
+        model=model_of(config, start),
         probe=config.probe,
         precision=config.finetune.train.precision,
         seed=seed,
@@ -125,7 +127,7 @@ def finetune_piece(config: Compare, start: Start, labels: int, seed: int, output
     """Fine-tuning of what an arm starts with."""
     folder = output / "finetune" / start.arm / f"labels-{labels}" / f"seed-{seed}"
     data = options_of(LabelledData, config.data, labels=labels)
-    own = {"init": start.init, "data": data, "model": model_of(config, start.init), "seed": seed}
+    own = {"init": start.init, "data": data, "model": model_of(config, start), "seed": seed}
     tuning = options_of(FineTune, config.finetune, **own, output=str(folder), resume=True)
     title = f"fine-tuning {start.arm} with {labels:,} labels, seed {seed}"
     return Piece(title, folder, tuning, start.pretraining, images)

@@ -207,6 +207,9 @@ class Ablate(Place):
     equal: Literal["images", "flops", "seconds"] | None = "flops"
     """What all variants have as much of as the first arm: images, arithmetic or seconds. None: as their options say."""
     pretrain_seeds: tuple[Whole, ...] = (0, 1, 2)  # Seeds of pretraining; intervals are over them.
+    img_sizes: tuple[Count, ...] = ()
+    """Further sides in pixels at which the features are measured: patches stay as large, so there are more of them, and
+    position embeddings are interpolated."""
     data: MeasuredData = but(MeasuredData, hold_out=0.2)
     """The labelled set whose training split, four fifths and one, the features are measured on."""
     probe: Probe = but(Probe, shots=(), eval_images=10_000)

@@ -53,6 +53,20 @@ def test_each_change_is_pretrained_once_a_seed_and_nothing_else_changes(ablated)
         assert runs[name].train.steps == round(4 * base / flops_of(runs[name]))
 
 
+def test_positions_are_measured_at_other_sizes_too(tmp_path):
+    ablate(tmp_path / "at", "--over", "model.pos_embed=none", "--img-sizes", "24", "--pretrain-seeds", "0")
+    assert len(list(tmp_path.glob("at/pretrain/*/result.json"))) == 2, "each is pretrained once"
+    with (tmp_path / "at" / "results.csv").open() as file:
+        arms = list(dict.fromkeys(row["arm"] for row in csv.DictReader(file)))
+    assert arms == ["MPP", "model.pos_embed=none", "MPP at 24 px", "model.pos_embed=none at 24 px"]
+    sides = [
+        parse(LinearProbe, ["--config", str(p)]).model.img_size for p in tmp_path.glob("at/probe/*24*/*/config.toml")
+    ]
+    assert sides == [24, 24]
+    with pytest.raises(UserError, match=r"--img-sizes 26 .* multiple of .*patch"):
+        ablate(tmp_path / "no", "--over", "corrupt.ratio=0.25", "--img-sizes", "26")
+
+
 def test_features_are_measured_on_held_out_training_images(ablated):
     probes = [parse(LinearProbe, ["--config", str(path)]) for path in ablated.glob("probe/*/*/config.toml")]
     assert len(probes) == 8

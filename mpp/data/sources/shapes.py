@@ -52,7 +52,7 @@ class Shapes:
         return [Image.fromarray(image) for image in render(draws, labels, self.size)]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
-        if len(indices) == len(self):  # cached, because this is asked repeatedly
+        if len(indices) > len(self) // 10:  # cached, because this is asked repeatedly
             return _all_labels(self.split, len(self))[self.label][np.asarray(indices)]
         return scene_labels(scene_draws(self.split, indices))[self.label]
 
