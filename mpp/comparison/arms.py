@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mpp.comparison.pieces import Piece, Start
 from mpp.config.bounds import check_bounds
-from mpp.config.checks import check_pretraining, texts
-from mpp.config.command_line import options_of, overlaid
+from mpp.config.checks import check_corruption, check_pretraining, texts
+from mpp.config.command_line import options_of, overlaid, without_shape
 from mpp.config.commands import Compare, Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import Data, LabelledAugment, LabelledData, LabelledTrain, Model, PooledModel, ProbedEval
@@ -20,6 +20,10 @@ from mpp.config.schedule import refuse_epochs
 from mpp.data.identity import Identity
 from mpp.data.splits import open_labelled, open_splits
 from mpp.errors import UserError, renamed
+from mpp.models.backbones import downstream_vit
+from mpp.models.vit import ViT
+
+AnyPretraining = TypeVar("AnyPretraining", bound=Pretrain | Supervised)
 
 TITLES = {"mpp": "MPP"}  # of an arm, where it is not its name
 METHODS: dict[str, dict[str, Any]] = {  # the options of an arm that is named alone, over --pretrain's
@@ -79,9 +83,37 @@ def _named(option: str, entries: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def is_preset(source: str) -> bool:
-    """Whether an arm's source is a preset, to be pretrained here."""
-    return (file := find_preset(source)).suffix == ".toml" and file.is_file()
+def preset_of(source: str) -> tuple[str, str]:
+    """The preset that an arm is pretrained here with, and the arm that it goes on from: of PRESET or PRESET@ARM; "" if
+    there is none."""
+    preset, at, arm = source.rpartition("@")
+    for name, start in ((source, ""), (preset, arm) if at else ("", "")):
+        if (file := find_preset(name)).suffix == ".toml" and file.is_file():
+            return name, start
+    return "", ""
+
+
+def given_here(config: Compare) -> dict[str, str]:
+    """The arms whose weights are given, by name as typed, with their INIT."""
+    found = sources(config).items()
+    return {name: source for name, source in found if source not in ("", "scratch") and not preset_of(source)[0]}
+
+
+def start_of(config: Compare, name: str, source: str, values: dict[str, Any]) -> str:
+    """What the pretraining of an arm goes on from, as --init takes it: the weights of the arm that is named after @, or
+    of the only one that has weights if the preset asks for some; else scratch."""
+    start, given = preset_of(source)[1], given_here(config)
+    known = f"; those with weights: {', '.join(given)}" if given else ""
+    if start and start not in given:
+        raise UserError(f"--arms {name}={source}: {start} is no arm with weights, as {start}=INIT would be{known}")
+    if start or values.get("init") != "":
+        return given[start] if start else values.get("init", "scratch")
+    if len(given) != 1:
+        raise UserError(
+            f"--arms {name}={source}: this preset goes on from weights; say of which arm, as in {name}={source}@public "
+            f"beside public=INIT{known}"
+        )
+    return next(iter(given.values()))
 
 
 def trained_here(config: Compare, curves: bool = True) -> dict[str, Pretrain | Supervised]:
@@ -89,23 +121,31 @@ def trained_here(config: Compare, curves: bool = True) -> dict[str, Pretrain | S
     `curves`, evaluations also probe the features on training images of the labelled set."""
     found: dict[str, Pretrain | Supervised] = {}
     for name, source in sources(config).items():
-        if source and not is_preset(source):
+        if source and not preset_of(source)[0]:
             continue
-        values = read_toml(source) if source else METHODS.get(name, {})
-        options = _pretraining(config, values, f"{name}={source}")
+        values = read_toml(preset_of(source)[0]) if source else METHODS.get(name, {})
+        options = _pretraining(config, values, f"{name}={source}", start_of(config, name, source, values))
         options = _with_curve(options, config) if curves else options
         found[name] = _supervised(config, options) if name == "supervised" else options
     return found
 
 
-def _pretraining(config: Compare, values: dict[str, Any], arm: str) -> Pretrain:
-    """The --pretrain options with other values over them. The images stay --pretrain's: all arms see the same."""
+def _pretraining(config: Compare, values: dict[str, Any], arm: str, init: str) -> Pretrain:
+    """The --pretrain options with other values over them. The images stay --pretrain's: all arms see the same; weights
+    have a shape of their own."""
     own = {key: value for key, value in values.get("data", {}).items() if key in ("target", "bits")}
-    values = {key: value for key, value in values.items() if key != "seed"} | {"data": own}
-    options = overlaid(options_of(Pretrain, config.pretrain), values, "--arms", arm)
+    values = {key: value for key, value in values.items() if key not in ("seed", "init")} | {"data": own}
+    model = config.pretrain.model
+    if init != "scratch":
+        model = Model(img_size=None, dropout=model.dropout, drop_path=model.drop_path)
+        values = without_shape(values) if "model" in values else values
+    options = overlaid(options_of(Pretrain, config.pretrain, init=init, model=model), values, "--arms", arm)
     with renamed("--", f"--arms {arm}: --", texts(options)):
         check_bounds(options)
-        check_pretraining(options)
+        if init == "scratch":
+            check_pretraining(options)
+        else:
+            check_corruption(options)
         refuse_epochs(options.train)
     return options
 
@@ -158,7 +198,17 @@ def _piece(config: Compare, name: str, options: Pretrain | Supervised, seed: int
     folder = output / "pretrain" / (name if seed == config.pretrain.seed else f"{name}-seed-{seed}")
     title = {"mpp": "by masked patch prediction", "supervised": "with labels", "visible": "from visible patches"}
     words = f"pretraining {title.get(name, name)}" + (f", seed {seed}" if config.pretrain_seeds else "")
-    return Piece(words, folder, dataclasses.replace(options, seed=seed, output=str(folder), resume=True))
+    return Piece(words, folder, dataclasses.replace(seeded(options, seed), output=str(folder), resume=True))
+
+
+def seeded(options: AnyPretraining, seed: int) -> AnyPretraining:
+    """The options of a pretraining with a seed, and the weights for this seed if it goes on from such."""
+    return dataclasses.replace(options, seed=seed, init=options.init.replace("{seed}", str(seed)))
+
+
+def encoder_of(options: Pretrain | Supervised) -> ViT:
+    """The encoder that a pretraining begins with."""
+    return downstream_vit(options.init, options.model, options.data.channels or 3)
 
 
 def with_identity(arm: Arm) -> Arm:
@@ -168,11 +218,12 @@ def with_identity(arm: Arm) -> Arm:
 
 def _with_identity(piece: Piece) -> Piece:
     config: Any = piece.config
+    size = height_width(config.model.img_size) if config.init == "scratch" else encoder_of(config).img_size
     if isinstance(config, Pretrain):
         uncached = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=False))
-        data = Identity.of(*open_splits(uncached, height_width(config.model.img_size)))
+        data = Identity.of(*open_splits(uncached, size))
     else:
-        data = Identity.of(*open_labelled(config.data, height_width(config.model.img_size), config.seed), labels=True)
+        data = Identity.of(*open_labelled(config.data, size, config.seed), labels=True)
     return dataclasses.replace(piece, data=data)
 
 

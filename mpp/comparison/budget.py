@@ -6,8 +6,9 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +17,10 @@ from mpp.comparison.equal import flops_of
 from mpp.comparison.pieces import Piece
 from mpp.comparison.report import Cost
 from mpp.config.command_line import parse
-from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
+from mpp.config.commands import Compare, LinearProbe, Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.methods.classify import Classifier
-from mpp.models.backbones import build_vit, load_backbone
+from mpp.models.backbones import build_vit, downstream_vit, fitted, load_backbone
 from mpp.models.vit import ViT
 from mpp.run.machine import in_precision
 from mpp.training.flops import flops_an_image
@@ -27,42 +28,54 @@ from mpp.training.flops import flops_an_image
 _UNKNOWN = 10_000  # assumed number of images where no option gives it
 
 
-def plan(config: Compare, pieces: list[Piece], accelerator: Accelerator) -> str:
-    """List the runs with their estimated times, from the speed of a step of each model on this device in this
-    precision."""
-    device = accelerator.device
-    speeds: dict[str, tuple[float, float]] = {}  # of each shape
+def plan(pieces: Sequence[Piece], accelerator: Accelerator, measured: Mapping[Path, float]) -> str:
+    """List the runs with their times: those `measured` by their folder, else estimated from the speed of a step on this
+    device in this precision."""
+    speeds: dict[Any, tuple[float, float]] = {}
     seconds = []
     for piece in pieces:
-        pretrained = piece.after.config.model if piece.after else config.pretrain.model
-        own = piece.config.model if isinstance(piece.config, Pretrain | Supervised) else pretrained
-        shape = dataclasses.replace(own, img_size=piece.config.model.img_size or own.img_size)
-        if not piece.done and repr(shape) not in speeds:
-            vit = build_vit(shape).to(device)
-            in_precision(vit, accelerator)
-            speeds[repr(shape)] = seconds_an_image(vit, device)
-        seconds.append(0.0 if piece.done else estimate(piece.config, *speeds[repr(shape)]))
-    lines = [f"The comparison takes {len(pieces)} runs, of which {sum(piece.done for piece in pieces)} are done:"]
+        if piece.done:
+            seconds.append(0.0)
+        elif piece.folder in measured:
+            seconds.append(measured[piece.folder])
+        else:
+            if (kind := kind_of(piece)) not in speeds:
+                vit = begun_by(piece).to(accelerator.device)
+                in_precision(vit, accelerator)
+                speeds[kind] = seconds_an_image(vit, accelerator.device)
+            seconds.append(estimate(piece, *speeds[kind]))
+    done = sum(piece.done for piece in pieces)
+    lines = [f"The comparison takes {len(pieces)} runs, of which {done} are done:"]
     for piece, needs in zip(pieces, seconds, strict=True):
         lines.append(f"  {'     done' if piece.done else f'{needs / 60:5.1f} min'}  {piece.title}")
     return "\n".join([*lines, f"about {sum(seconds) / 60:.0f} minutes in all, with one process on this device"])
 
 
-def estimate(options: Pretrain | Supervised | LinearProbe | FineTune, train: float, forward: float) -> float:
+def kind_of(piece: Piece) -> tuple[Any, ...]:
+    """What the speed of a run depends on: its encoder and its image size."""
+    options: Any = (piece.after or piece).config
+    size = piece.config.model.img_size or options.model.img_size
+    return options.init, dataclasses.astuple(options.model), size, options.data.channels
+
+
+def begun_by(piece: Piece) -> ViT:
+    """The encoder that a run begins with, or one of its shape, at the run's image size."""
+    options = (piece.after or piece).config
+    vit = downstream_vit(options.init, options.model, options.data.channels or 3)
+    return fitted(vit, piece.config.model.img_size)
+
+
+def estimate(piece: Piece, train: float, forward: float) -> float:
     """Estimated seconds of a run; `train` and `forward` are seconds per image. Includes the start of the run."""
+    options = piece.config
     if isinstance(options, LinearProbe):
         return 5 + ((options.probe.eval_images or _UNKNOWN) + (options.data.labels or _UNKNOWN)) * forward
+    if isinstance(options, Pretrain):  # whose arithmetic is not that of the bare encoder, which the speed is of
+        vit = begun_by(piece)
+        train *= flops_of(options, vit) / flops_an_image(Classifier(vit, [""]))
     evaluations = -(-options.train.steps // options.eval.every) * (options.eval.images or _UNKNOWN)
-    once = 1 + options.train.steps * options.train.batch_size * train * share_of_plain(options) + evaluations * forward
+    once = 1 + options.train.steps * options.train.batch_size * train + evaluations * forward
     return once * (1 + len(getattr(options.optim, "lr_grid", ())))
-
-
-def share_of_plain(options: Pretrain | Supervised | FineTune) -> float:
-    """The arithmetic of training on one image over that of the bare encoder, which the speed is measured with."""
-    if not isinstance(options, Pretrain):
-        return 1.0
-    vit = build_vit(options.model, options.data.channels or 3)
-    return flops_of(options, vit) / flops_an_image(Classifier(vit, [""]))
 
 
 def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[float, float]:

@@ -17,7 +17,8 @@ from mpp.commands.linear_probe import probe_layers, refuse_more_shots_than_image
 from mpp.comparison.arms import (
     Arm,
     arms_of,
-    is_preset,
+    encoder_of,
+    preset_of,
     pretrain_seeds,
     shape_of,
     sources,
@@ -29,7 +30,7 @@ from mpp.comparison.equal import Options, with_equal_compute
 from mpp.comparison.pieces import Piece, finetune_piece, probe_piece, run_piece
 from mpp.comparison.report import Comparison, write_report
 from mpp.comparison.statistics import FINE_TUNED, Finding
-from mpp.config.checks import texts
+from mpp.config.checks import check_patches, texts
 from mpp.config.command_line import options_of, parse, write_toml
 from mpp.config.commands import Ablate, Compare, Pretrain, Pretraining, Supervised
 from mpp.config.derived import height_width
@@ -43,7 +44,8 @@ from mpp.data.splits import open_fitted, open_labelled
 from mpp.data.survey import noted
 from mpp.errors import UserError, is_first_process, renamed
 from mpp.methods.classify import refuse_odd_pairs
-from mpp.models.backbones import build_vit, fitted, load_backbone, refuse_shape_options
+from mpp.models.backbones import as_built, build_vit, fitted, load_backbone, refuse_shape_options
+from mpp.models.vit import ViT
 from mpp.run.folder import claimed, named_folder, read_metrics, refuse_other_options
 from mpp.run.log import LOG
 from mpp.run.stops import Stopped
@@ -80,7 +82,7 @@ def prepared(
     for piece in (piece for piece in work.pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
     if accelerator.is_main_process:
-        print(plan(config, work.pieces, accelerator))
+        print(plan(work.pieces, accelerator, {}))
     return work
 
 
@@ -227,9 +229,11 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
         option |= {"MPP": "--mpp", "supervised": "--supervised"}
     for arm in arms:
         for init in dict.fromkeys(arm.inits):
-            if init == "scratch" or arm.pretrainings:
-                shape = arm.pretrainings[0].config if arm.pretrainings else config.pretrain
-                vit = build_vit(shape.model)
+            if arm.pretrainings:
+                with renamed("--", f"--arms {arm.name}: --", typed):
+                    vit = begun(Work.trained(arm))
+            elif init == "scratch":
+                vit = build_vit(config.pretrain.model)
             else:
                 with renamed("--init", option[arm.name], typed):
                     vit = load_backbone(init)
@@ -252,6 +256,14 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
             share_of(config.pretrain.train, accelerator)
     with renamed("--", "--finetune.", typed):
         refuse_odd_pairs(config.finetune.augment, share_of(config.finetune.train, accelerator))
+
+
+def begun(options: Pretrain | Supervised) -> ViT:
+    """The encoder that a pretraining begins with, after a look whether its patches suit the options."""
+    vit = encoder_of(options)
+    if isinstance(options, Pretrain):
+        check_patches(dataclasses.replace(options, model=as_built(options.model, vit)))
+    return vit
 
 
 def adopted(config: Compare) -> Compare:
@@ -307,7 +319,7 @@ def given_run(config: Compare) -> tuple[str, str]:
     """The run whose pretraining the arms trained here follow, and the option that gives it: --mpp's, or that of the arm
     mpp in --arms; "" if there is none."""
     source = sources(config).get("mpp", "")
-    if not source or is_preset(source):
+    if not source or preset_of(source)[0]:
         return "", ""
     init = source.replace("{seed}", str(pretrain_seeds(config)[0]))
     return init, "--arms mpp =" if config.arms else "--mpp"

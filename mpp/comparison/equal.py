@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from mpp.commands.pretrain import METHODS
+from mpp.comparison.arms import encoder_of, pretrain_seeds, seeded
 from mpp.comparison.pieces import run_piece
 from mpp.config.commands import Compare, Pretrain, Supervised
 from mpp.config.derived import height_width
@@ -21,7 +22,6 @@ from mpp.data.splits import open_labelled
 from mpp.files import write_whole
 from mpp.methods.classify import Classifier
 from mpp.methods.targets import make_target
-from mpp.models.backbones import build_vit
 from mpp.models.vit import ViT
 from mpp.run.folder import read_metrics
 from mpp.training.flops import flops_an_image
@@ -39,12 +39,13 @@ def with_equal_compute(config: Compare, arms: Options, output: Path, accelerator
     """
     if config.equal is None or len(arms) < 2:
         return arms
+    now = {name: seeded(options, pretrain_seeds(config)[0]) for name, options in arms.items()}
     if config.equal == "images":
         price = {name: float(options.train.batch_size) for name, options in arms.items()}
     elif config.equal == "flops":
-        price = {name: options.train.batch_size * float(flops_of(options)) for name, options in arms.items()}
+        price = {name: options.train.batch_size * float(flops_of(options)) for name, options in now.items()}
     else:
-        price = seconds_a_step(arms, output, accelerator, keep=not config.dry_run)
+        price = seconds_a_step(now, output, accelerator, keep=not config.dry_run)
     first, start = next(iter(arms)), next(iter(arms.values()))
     return {
         name: options if name == first else _lasting(options, start, price[first] / price[name])
@@ -66,7 +67,7 @@ def _lasting(options: Any, start: Pretrain | Supervised, ratio: float) -> Any:
 
 def flops_of(options: Pretrain | Supervised, vit: ViT | None = None, classes: int | None = None) -> int:
     """Floating-point operations of training on one image; of a run, with its encoder and number of classes."""
-    vit = vit or build_vit(options.model, options.data.channels or 3)
+    vit = vit or encoder_of(options)
     if isinstance(options, Pretrain):
         target = make_target(options.data.target, vit.patch_size, options.data.bits, vit.in_chans)
         method = METHODS[options.method]

@@ -52,7 +52,7 @@ class Piece:
     @property
     def digest(self) -> str:
         """The checksum of the weights that the piece starts from; "None" of random ones."""
-        return str(digest_of(self.config.init if isinstance(self.config, LinearProbe | FineTune) else "scratch"))
+        return str(digest_of(self.config.init))
 
     def is_of_this_backbone(self) -> bool:
         """Whether what the folder holds was begun from the weights that --init names now."""

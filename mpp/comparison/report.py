@@ -250,7 +250,8 @@ def how_trained(arm: str, options: Pretrain | Supervised) -> str:
     """The length and the optimiser of an arm's pretraining."""
     train, optim = options.train, options.optim
     target = f", target {options.data.target}" if isinstance(options, Pretrain) else ""
-    return f"{arm} for {train.steps:,} steps of {train.batch_size} images ({optim.name}, lr {optim.lr:g}{target})"
+    start, how = "" if options.init == "scratch" else f" from {options.init}", f"{optim.name}, lr {optim.lr:g}{target}"
+    return f"{arm}{start} for {train.steps:,} steps of {train.batch_size} images ({how})"
 
 
 def as_markdown(blocks: list[Block], folder: Path, to: Callable[[str], str] = printable) -> str:

@@ -37,8 +37,10 @@ def check(config: Options) -> None:
         _check_rehearsed(config)
     if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate):
         _check_held_out(config.data)
+    if isinstance(config, Pretrain | Supervised) and not config.init:
+        raise UserError("--init names the weights that this preset goes on from; give it")
     if isinstance(config, Pretrain):
-        _check_corruption(config)
+        check_corruption(config)
         if config.init == "scratch":  # else the weights fix the shape
             check_patches(config)
         warn_of_long_warmup(config.optim, config.train)
@@ -92,11 +94,12 @@ def _check_held_out(data: MeasuredData) -> None:
 
 def check_pretraining(config: Pretraining) -> None:
     """Raise UserError for options of pretraining that do not go together."""
-    _check_corruption(config)
+    check_corruption(config)
     check_patches(config)
 
 
-def _check_corruption(config: Pretraining) -> None:
+def check_corruption(config: Pretraining) -> None:
+    """Raise UserError for options of pretraining that do not go together, whatever the shape of the model."""
     corrupt = config.corrupt
     _check_scale(config.augment)
     if not abs(corrupt.mask + corrupt.other + corrupt.keep - 1) <= 1e-6:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.help import help_of
+from mpp.config.options import SHAPE, Model
 from mpp.config.presets import read_toml
 from mpp.config.words import given, nearest, spelt_out
 from mpp.errors import SaidByTheFirst, UserError, is_first_process
@@ -36,12 +37,30 @@ def parse(
         path = str(own) if own.exists() else None
     try:
         if path:
-            default = overlaid(default, read_toml(path), "--config", path)
+            values = read_toml(path)
+            init = _value_of("--init", args) or values.get("init")
+            if init not in (None, "", "scratch") and (yields := shape_in(values)):
+                values = without_shape(values)
+                if is_first_process():
+                    print(f"the shape in --config {path} ({', '.join(yields)}) yields to that of --init {init}")
+            default = overlaid(default, values, "--config", path)
         return _read(args, default)
     except UserError as error:
         if not is_first_process():
             raise SaidByTheFirst(str(error)) from error
         raise
+
+
+def shape_in(values: dict[str, Any]) -> list[str]:
+    """The options in a file that set another shape of the model than the default one, as the command line says them."""
+    model = values.get("model")
+    found = {name: model[name] for name in SHAPE if name in model} if isinstance(model, dict) else {}
+    return [f"{option_name(f'model.{name}')} {value}" for name, value in found.items() if value != getattr(Model, name)]
+
+
+def without_shape(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of a file without the shape of a model: weights bring their own, and their image size."""
+    return values | {"model": {name: v for name, v in values["model"].items() if name not in (*SHAPE, "img_size")}}
 
 
 def overlaid(config: Config, values: dict[str, Any], option: str, file: str) -> Config:

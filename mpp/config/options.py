@@ -120,6 +120,10 @@ class Model:
     drop_path: Share = 0.0  # Probability of skipping the last block for a sample, in 0..1; earlier blocks have less.
 
 
+SHAPE = ("variant", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "pos_embed", "pos_init")
+"""The options of a model that weights fix."""
+
+
 @dataclass
 class PooledModel(Model):
     """The Vision Transformer. Options that set a shape apply to scratch only; a backbone from --init has its own."""

@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mpp.config.bounds import option_name
 from mpp.config.checks import refuse_cut_patches
 from mpp.config.derived import height_width
 from mpp.config.hub import missing, on_hub
-from mpp.config.options import Model
+from mpp.config.options import SHAPE, Model
 from mpp.errors import UserError, first_line
 from mpp.files import is_special, sha256_of
 from mpp.models.foreign.naming import WAY_OUT, whose
@@ -72,11 +73,11 @@ def fitted(vit: ViT, img_size: int | tuple[int, int] | None) -> ViT:
 
 def refuse_shape_options(init: str, model: Model) -> None:
     """Raise UserError if an option sets a shape: the weights that --init names fix it."""
-    mine = ("img_size", "pool", "dropout", "drop_path")
-    for option in (option for option in dataclasses.fields(Model) if option.name not in mine):
-        if getattr(model, option.name) != option.default:
-            name = option.name.replace("_", "-")
-            raise UserError(f"--model.{name} is only for --init scratch: {init} fixes the shape; leave it out")
+    for name in SHAPE:
+        if getattr(model, name) != getattr(Model, name):
+            raise UserError(
+                f"{option_name(f'model.{name}')} is only for --init scratch: {init} fixes the shape; leave it out"
+            )
 
 
 def digest_of(init: str) -> str | None:

@@ -115,6 +115,27 @@ def test_images_of_another_size_interpolate_and_other_shapes_are_refused(tmp_pat
     assert not (tmp_path / "no").exists()
 
 
+def test_the_shape_in_a_preset_yields_to_that_of_the_weights(
+    tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(pretrain, tmp_path / "run", backbone, config="imagenet-vit-b16", **{"train.steps": 1})
+    assert load_backbone(str(tmp_path / "run")).hub_config()["patch_size"] == 4
+    shape = "--model.variant B, --model.patch-size 16"
+    assert f"the shape in --config imagenet-vit-b16 ({shape}) yields to that of --init {backbone}" in (
+        said := capsys.readouterr().out
+    )
+    assert said.count("yields") == 1
+    reset_accelerate()
+    pretrain({"output": str(tmp_path / "run"), "resume": True, "train.steps": 2})  # by its own config.toml
+    assert "yields" not in capsys.readouterr().out
+
+
+def test_the_preset_continue_wants_weights(tmp_path: Path) -> None:
+    reset_accelerate()
+    with pytest.raises(UserError, match="--init names the weights that this preset goes on from; give it"):
+        pretrain({"config": "continue", "output": str(tmp_path / "no")})
+
+
 def test_supervised_pretraining_goes_on_from_weights(tmp_path: Path, foreign: Path) -> None:
     options = {"data.label_column": "shape", "data.labels": 40, "eval.probe": "shapes", "optim.layer_decay": 0.5}
     options |= {"eval.probe_label_column": "shape"}

@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from mpp.comparison.arms import trained_here
+from mpp.comparison.arms import arms_of, trained_here
 from mpp.comparison.compare import adopted, quality_curve
 from mpp.comparison.equal import flops_of, with_equal_compute
 from mpp.comparison.plots import paint_curves
@@ -22,6 +23,7 @@ from mpp.config.command_line import parse
 from mpp.config.commands import Compare, FineTune, Pretrain
 from mpp.config.options import Model, PretrainEval, Train
 from mpp.errors import UserError
+from mpp.models.backbones import load_backbone
 from mpp.run.machine import start_accelerator
 from recipes.compare import main
 from tests.helpers import put, reset_accelerate
@@ -294,6 +296,67 @@ def test_learning_curves_are_drawn_at_the_steps_that_all_seeds_were_measured_at(
 def test_wrong_options_are_named(tmp_path, options, says):
     with pytest.raises(UserError, match=says):
         compare(tmp_path / "none", *options)
+
+
+ONCE = ["--labels", "16", "--seeds", "0", "--probe.shots", "1", "--probe.draws", "1"]
+
+
+@pytest.fixture
+def short(tmp_path):
+    """The preset `continue`, in few steps and with a shape of its own, which the weights' takes the place of."""
+    more = '[model]\nvariant = "S"\npatch_size = 8\nimg_size = 64\n[train]\nsteps = 3\nbatch_size = 8\n'
+    (tmp_path / "short.toml").write_text('base = "continue.toml"\n' + more + "[optim]\nwarmup_steps = 1\n")
+    return tmp_path / "short.toml"
+
+
+def test_an_arm_goes_on_from_the_weights_of_another_and_the_report_has_both(backbone, short, tmp_path, capsys):
+    given = [*ONCE, "--arms", f"public={backbone}", f"continued={short}"]
+    compare(tmp_path / "out", *given)
+    begun, ended = load_backbone(str(backbone)), load_backbone(str(tmp_path / "out" / "pretrain" / "continued"))
+    assert ended.hub_config()["patch_size"] == begun.hub_config()["patch_size"] == 4
+    gap = max((a - b).abs().max().item() for a, b in zip(begun.parameters(), ended.parameters(), strict=True))
+    assert 0 < gap < 0.01  # three small steps away
+    result = json.loads((tmp_path / "out" / "pretrain" / "continued" / "result.json").read_text())
+    assert (result["init"], result["method"], result["step"]) == (str(backbone), "visible", 3)
+    assert result["before"]["eval/probe_top1"] > 0  # the quality of the weights as they came
+    assert {row["arm"] for row in rows(tmp_path / "out")} == {"public", "continued"}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(rf"continued from {re.escape(escaped(str(backbone)))} for 3 steps of 8 images \(adamw", report)
+    capsys.readouterr()
+    compare(tmp_path / "out", *given)
+    assert "5 runs, of which 5 are done" in capsys.readouterr().out
+    weights = load_file(backbone / "model.safetensors")
+    shutil.copytree(backbone, tmp_path / "other")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, tmp_path / "other" / "model.safetensors")
+    swapped = [word.replace(str(backbone), str(tmp_path / "other")) for word in given]
+    with pytest.raises(UserError, match=r"other options than are asked for now \(--init "):
+        compare(tmp_path / "out", *swapped)
+
+
+@pytest.mark.parametrize(
+    ("arms", "says"),
+    [
+        (["continued=continue"], "this preset goes on from weights; say of which arm, as in continued=continue@public"),
+        (["a={b}", "b={b}", "c=continue"], r"c=continue@public beside public=INIT; those with weights: a, b"),
+        (["mpp", "c=continue@mpp"], "--arms c=continue@mpp: mpp is no arm with weights, as mpp=INIT would be"),
+        (["public={b}", "c=continue@pulbic"], "pulbic is no arm with weights, .*; those with weights: public"),
+        (["public={b}", "c=continue@public", "--pretrain.data.target", "3x3"], "3x3"),
+    ],
+)
+def test_arms_that_go_on_from_nothing_are_named(backbone, tmp_path, arms, says):
+    with pytest.raises(UserError, match=says):
+        compare(tmp_path / "none", *ONCE, "--arms", *(word.replace("{b}", str(backbone)) for word in arms))
+    assert not (tmp_path / "none").exists()
+
+
+def test_of_several_the_arm_after_the_at_sign_gives_the_weights_for_each_seed(backbone, tmp_path):
+    for name in ("one-0", "one-5"):
+        shutil.copytree(backbone, tmp_path / name)
+    given = f"one={tmp_path}/one-{{seed}}"
+    config = Compare(arms=("scratch", given, f"two={backbone}", "far=continue@one"), pretrain_seeds=(0, 5))
+    trained = trained_here(config)
+    inits = [piece.config.init for piece in arms_of(config, trained, tmp_path)[-1].pretrainings]
+    assert inits == [str(tmp_path / "one-0"), str(tmp_path / "one-5")]
 
 
 ARMS = ["--pretrain-seeds", "0", "3", "--labels", "16", "--seeds", "0", "--probe.shots", "1"]
