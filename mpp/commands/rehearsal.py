@@ -50,7 +50,8 @@ def rehearse(
     flops = job.flops_an_image()
     learner = Learner(job.model, config, accelerator)
     checkpoints = Checkpoints(output, options.keep_checkpoints, accelerator, digest_of(began_as(config)))
-    start = checkpoints.resume(learner, options.steps, config.resume_anyway) if config.resume else Start()
+    begun = config.resume and checkpoints.folder.exists()
+    start = checkpoints.resume(learner, options.steps, config.resume_anyway) if begun else Start()
     learner.begin(start.step, start.span)
     if options.auto_batch:
         share = fitting_share(job, config, accelerator, learner.bare, share, start.step, start.positions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import time
@@ -19,10 +18,12 @@ from mpp.comparison.report import Cost
 from mpp.config.command_line import parse
 from mpp.config.commands import Compare, LinearProbe, Pretrain, Supervised
 from mpp.config.derived import height_width
+from mpp.config.options import SHAPE
 from mpp.methods.classify import Classifier
 from mpp.models.backbones import build_vit, downstream_vit, fitted, load_backbone
 from mpp.models.vit import ViT
 from mpp.run.machine import in_precision
+from mpp.run.measured import told_time
 from mpp.training.flops import flops_an_image
 
 _UNKNOWN = 10_000  # assumed number of images where no option gives it
@@ -31,7 +32,7 @@ _UNKNOWN = 10_000  # assumed number of images where no option gives it
 def plan(pieces: Sequence[Piece], accelerator: Accelerator, measured: Mapping[Path, float]) -> str:
     """List the runs with their times: those `measured` by their folder, else estimated from the speed of a step on this
     device in this precision."""
-    speeds: dict[Any, tuple[float, float]] = {}
+    speeds: dict[str, tuple[float, float]] = {}
     seconds = []
     for piece in pieces:
         if piece.done:
@@ -39,23 +40,26 @@ def plan(pieces: Sequence[Piece], accelerator: Accelerator, measured: Mapping[Pa
         elif piece.folder in measured:
             seconds.append(measured[piece.folder])
         else:
-            if (kind := kind_of(piece)) not in speeds:
+            if (kind := repr(kind_of(piece))) not in speeds:
                 vit = begun_by(piece).to(accelerator.device)
                 in_precision(vit, accelerator)
                 speeds[kind] = seconds_an_image(vit, accelerator.device)
             seconds.append(estimate(piece, *speeds[kind]))
-    done = sum(piece.done for piece in pieces)
+    done, how = (
+        sum(piece.done for piece in pieces),
+        "measured" if measured else "guessed from bare encoders in one process",
+    )
     lines = [f"The comparison takes {len(pieces)} runs, of which {done} are done:"]
     for piece, needs in zip(pieces, seconds, strict=True):
-        lines.append(f"  {'     done' if piece.done else f'{needs / 60:5.1f} min'}  {piece.title}")
-    return "\n".join([*lines, f"about {sum(seconds) / 60:.0f} minutes in all, with one process on this device"])
+        lines.append(f"  {'done' if piece.done else told_time(needs):>12}  {piece.title}")
+    return "\n".join([*lines, f"about {told_time(sum(seconds))} in all on this device, {how}"])
 
 
-def kind_of(piece: Piece) -> tuple[Any, ...]:
+def kind_of(piece: Piece) -> tuple[object, ...]:
     """What the speed of a run depends on: its encoder and its image size."""
     options: Any = (piece.after or piece).config
     size = piece.config.model.img_size or options.model.img_size
-    return options.init, dataclasses.astuple(options.model), size, options.data.channels
+    return options.init, [getattr(options.model, name) for name in SHAPE], size, options.data.channels
 
 
 def begun_by(piece: Piece) -> ViT:

@@ -28,6 +28,7 @@ from mpp.comparison.arms import (
 from mpp.comparison.budget import cost_of, plan
 from mpp.comparison.equal import Options, with_equal_compute
 from mpp.comparison.pieces import Piece, finetune_piece, probe_piece, run_piece
+from mpp.comparison.rehearsal import rehearsed
 from mpp.comparison.report import Comparison, write_report
 from mpp.comparison.statistics import FINE_TUNED, Finding
 from mpp.config.checks import check_patches, texts
@@ -81,8 +82,9 @@ def prepared(
     work = Work.of(config, arms, output, images, data)
     for piece in (piece for piece in work.pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
+    seconds = rehearsed(work.pieces, accelerator) if config.dry_run else {}
     if accelerator.is_main_process:
-        print(plan(work.pieces, accelerator, {}))
+        print(plan(work.pieces, accelerator, seconds))
     return work
 
 

@@ -45,7 +45,7 @@ def with_equal_compute(config: Compare, arms: Options, output: Path, accelerator
     elif config.equal == "flops":
         price = {name: options.train.batch_size * float(flops_of(options)) for name, options in now.items()}
     else:
-        price = seconds_a_step(now, output, accelerator, keep=not config.dry_run)
+        price = seconds_a_step(now, output, accelerator, config.dry_run)
     first, start = next(iter(arms)), next(iter(arms.values()))
     return {
         name: options if name == first else _lasting(options, start, price[first] / price[name])
@@ -78,13 +78,16 @@ def flops_of(options: Pretrain | Supervised, vit: ViT | None = None, classes: in
     return flops_an_image(Classifier(vit, [""] * classes, head="mlp"))
 
 
-def seconds_a_step(arms: Options, output: Path, accelerator: Accelerator, keep: bool) -> dict[str, float]:
-    """Median seconds of a training step of each arm, measured by short runs in turns, or as `output` says."""
+def seconds_a_step(arms: Options, output: Path, accelerator: Accelerator, dry_run: bool) -> dict[str, float]:
+    """Median seconds of a training step of each arm, measured by short runs in turns, or as `output` says. A `dry_run`
+    measures each once, without a folder."""
     file = output / "seconds_a_step.json"
     known: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     if set(arms) <= set(known):
         return known
     accelerator.print("measuring the steps of the arms, in turns")
+    if dry_run:
+        return {name: _rehearsed(options, output / "measured" / name, accelerator) for name, options in arms.items()}
     steps: dict[str, list[float]] = {name: [] for name in arms}
     folder = output / "measured"
     for _ in range(_ROUNDS):
@@ -94,12 +97,16 @@ def seconds_a_step(arms: Options, output: Path, accelerator: Accelerator, keep: 
     found = {name: statistics.median(times) for name, times in steps.items()}
     if accelerator.is_main_process:
         shutil.rmtree(folder)
-        if keep:
-            write_whole(file, json.dumps(found, indent=2).encode())
-        elif not any(output.iterdir()):
-            output.rmdir()
+        write_whole(file, json.dumps(found, indent=2).encode())
     accelerator.wait_for_everyone()
     return found
+
+
+def _rehearsed(options: Any, folder: Path, accelerator: Accelerator) -> float:
+    """Seconds of a step by --dry-run, without waiting for images."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        found = run_piece(dataclasses.replace(options, output=str(folder), dry_run=True), accelerator)
+    return found["seconds_a_step"] * (1 - found["speed/data_wait"])
 
 
 def _timed(options: Any, folder: Path, accelerator: Accelerator) -> list[float]:

@@ -74,17 +74,16 @@ class Piece:
         return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
 
 
-def run_piece(options: Command, accelerator: Accelerator) -> None:
-    """Run a command in this process."""
+def run_piece(options: Command, accelerator: Accelerator) -> dict[str, Any]:
+    """Run a command in this process; returns what it found."""
     config = copy.deepcopy(options)
     if isinstance(config, Pretrain):
-        run_pretraining(config, accelerator)
-    elif isinstance(config, Supervised):
-        run_supervised(config, accelerator)
-    elif isinstance(config, LinearProbe):
-        run_probe(config, accelerator)
-    else:
-        run_finetuning(config, accelerator)
+        return run_pretraining(config, accelerator)
+    if isinstance(config, Supervised):
+        return run_supervised(config, accelerator)
+    if isinstance(config, LinearProbe):
+        return run_probe(config, accelerator)
+    return run_finetuning(config, accelerator)
 
 
 def model_of(config: Compare, start: Start) -> PooledModel:

@@ -184,7 +184,8 @@ class Compare(Place):
         train=LabelledTrain(steps=150, batch_size=32, log_every=10),
         eval=Eval(every=75, images=1000),
     )
-    dry_run: Once[bool] = False  # Only print what would be done, and how long it may take.
+    dry_run: Once[bool] = False
+    """Write nothing: list the runs and, from a few measured steps of each kind of run, their time and memory."""
 
 
 @dataclass
@@ -216,7 +217,8 @@ class Ablate(Place):
     probe: Probe = but(Probe, shots=(), eval_images=10_000)
     probe_labels: Count = 10_000  # Training labels of the probes, at most.
     pretrain: Pretraining = but(Pretraining, train=Train(steps=800), eval=PretrainEval(every=200, pictures=0))
-    dry_run: Once[bool] = False  # Only print what would be done, and how long it may take.
+    dry_run: Once[bool] = False
+    """Write nothing: list the runs and, from a few measured steps of each kind of run, their time and memory."""
 
 
 @dataclass

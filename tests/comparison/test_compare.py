@@ -217,7 +217,13 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, capsys):
     assert re.search(r"^classes: .* \(\d+\)$", said, re.MULTILINE)
     assert "20 runs, of which 0 are done" in said
     assert "fine-tuning MPP with 40 labels, seed 1" in said
-    assert re.search(r"about \d+ minutes in all", said)
+    kinds = re.findall(r"^\[\d/4\] (.*)$", said, re.MULTILINE)  # what differs in arm, seed or labels alone is one kind
+    assert kinds[:2] == ["pretraining by masked patch prediction", "pretraining with labels"]
+    assert kinds[2].endswith(", for 6 like it")
+    assert kinds[3].endswith(", for 12 like it")
+    assert said.count("dry run: nothing is written into") == 4
+    assert said.count("  memory  ") == 4
+    assert re.search(r"about \d\S* \w+ in all on this device, measured", said)
     assert not (tmp_path / "none").exists()
 
 
