@@ -26,6 +26,7 @@ from mpp.config import (
     Pack,
     Predict,
     Pretrain,
+    Scaling,
     Supervised,
 )
 from mpp.config.checks import check
@@ -58,6 +59,7 @@ COMMANDS = {
     "probe": Command(LinearProbe, "mpp.commands.linear_probe:run_probe", _RUN_DATA),
     "compare": Command(Compare, "mpp.comparison.compare:run_comparison", _DATA),
     "ablate": Command(Ablate, "mpp.comparison.ablate:run_ablation", _DATA),
+    "scaling": Command(Scaling, "mpp.comparison.scaling:run_scaling", _DATA),
     "predict": Command(Predict, "mpp.commands.predict:run_predict", _RUN_DATA),
     "embed": Command(Embed, "mpp.commands.embed:run_embed", _RUN_DATA),
     "convert": Command(Convert, "mpp.commands.convert:run_convert", ("--init",)),
@@ -104,11 +106,11 @@ def _work(config: AnyCommand) -> Any:
     return found
 
 
-def precision_of(config: Run | Compare | Ablate | Predict | Embed) -> str:
+def precision_of(config: Run | Compare | Ablate | Scaling | Predict | Embed) -> str:
     """The precision that a command computes in."""
     if isinstance(config, LinearProbe | Predict | Embed):
         return config.precision
-    if isinstance(config, Ablate):
+    if isinstance(config, Ablate | Scaling):
         return config.pretrain.train.precision
     return (config.finetune if isinstance(config, Compare) else config).train.precision
 

@@ -18,7 +18,7 @@ from mpp.comparison.statistics import Finding, cell_values, difference, interval
 from mpp.config.bounds import check_bounds
 from mpp.config.checks import check_pretraining, texts
 from mpp.config.command_line import options_of, overlaid
-from mpp.config.commands import Ablate, Compare, FineTuning, Pretrain, Supervised
+from mpp.config.commands import Ablate, Compare, FineTuning, Pretrain, Scaling, Supervised
 from mpp.config.options import LabelledTrain
 from mpp.data.images import bands_of
 from mpp.errors import UserError, renamed
@@ -36,10 +36,11 @@ def run_ablation(config: Ablate, accelerator: Accelerator) -> Path | None:
     return finished(work, config, output, accelerator, lambda: write_tables(output, config, work))
 
 
-def as_compare(config: Ablate) -> Compare:
-    """The comparison of frozen features that an ablation is."""
+def as_compare(config: Ablate | Scaling) -> Compare:
+    """The comparison of frozen features that an ablation, or a study of scaling, is."""
     tuning = FineTuning(train=LabelledTrain(precision=config.pretrain.train.precision))
-    return options_of(Compare, config, labels=(), seeds=(0,), finetune=tuning)
+    arms = (config.arm,) if isinstance(config, Scaling) else config.arms
+    return options_of(Compare, config, arms=arms, labels=(), seeds=(0,), finetune=tuning)
 
 
 def variants(config: Ablate, compare: Compare) -> dict[str, Pretrain | Supervised]:
@@ -57,21 +58,21 @@ def variants(config: Ablate, compare: Compare) -> dict[str, Pretrain | Supervise
         for values in product(*(values.split(",") for _, _, values in words)):
             changes = dict(zip(options, values, strict=True))
             name = " ".join(f"{option}={value}" for option, value in changes.items())
-            found[name.replace("/", "_")] = changed(arms[first], changes, name)
+            found[name.replace("/", "_")] = changed(arms[first], changes, "--over", name)
     return found
 
 
-def changed(options: Any, changes: dict[str, str], name: str) -> Any:
-    """Options with other values, each given by its dotted name as text."""
+def changed(options: Any, changes: dict[str, str], option: str, name: str) -> Any:
+    """Options with other values, each given by its dotted name as text; `option` and `name` are for messages."""
     nested: dict[str, Any] = {}
-    for option, text in changes.items():
-        *groups, last = option.split(".")
+    for changing, text in changes.items():
+        *groups, last = changing.split(".")
         group = nested
         for part in groups:
             group = group.setdefault(part, {})
         group[last] = {"true": True, "false": False}.get(text, text)
-    found = overlaid(options, nested, "--over", name)
-    with renamed("--", f"--over {name}: --", texts(found)):
+    found = overlaid(options, nested, option, name)
+    with renamed("--", f"{option} {name}: --", texts(found)):
         check_bounds(found)
         if isinstance(found, Pretrain):
             check_pretraining(found)
@@ -109,17 +110,12 @@ def write_tables(output: Path, config: Ablate, work: Work) -> str:
 
 def table_of(findings: list[Finding], costs: list[Cost], trained: dict[str, Pretrain | Supervised]) -> Table:
     """A row for each pretraining: its length and cost, what its features are worth, and how far from the first."""
-    protocols = list(dict.fromkeys((f.protocol, f.labels) for f in findings))
+    protocols = protocols_of(findings)
     judge = next(found for found in protocols if found[0] == JUDGE)
     header = ["", "steps of images", "seconds", "TFLOPs", *(name for name, _ in protocols), "difference"]
     rows = []
     for cost in costs:
         train = trained[cost.arm].train if cost.arm in trained else None
-        cells = []
-        for protocol, labels in protocols:
-            scale = 0.01 if protocol == "effective rank" else 1.0
-            values = [scale * value for value in cell_values(findings, cost.arm, protocol, labels)]
-            cells.append(points(*interval(values)))
         gap = difference(findings, cost.arm, costs[0].arm, *judge)
         rows.append(
             [
@@ -127,8 +123,22 @@ def table_of(findings: list[Finding], costs: list[Cost], trained: dict[str, Pret
                 f"{train.steps:,} of {train.batch_size}" if train else "-",
                 "-" if cost.pretraining_seconds is None else f"{cost.pretraining_seconds:,.0f}",
                 "-" if cost.pretraining_flops is None else f"{cost.pretraining_flops / 1e12:,.3g}",
-                *cells,
+                *value_cells(findings, cost.arm, protocols),
                 "-" if cost is costs[0] else points(*gap),
             ]
         )
     return header, rows
+
+
+def protocols_of(findings: list[Finding]) -> list[tuple[str, int]]:
+    """What was measured, each with its number of labels, in order."""
+    return list(dict.fromkeys((f.protocol, f.labels) for f in findings))
+
+
+def value_cells(findings: list[Finding], arm: str, protocols: list[tuple[str, int]]) -> list[str]:
+    """An arm's cells of a table: a mean with its interval for each protocol."""
+    cells = []
+    for protocol, labels in protocols:
+        scale = 0.01 if protocol == "effective rank" else 1.0
+        cells.append(points(*interval([scale * value for value in cell_values(findings, arm, protocol, labels)])))
+    return cells

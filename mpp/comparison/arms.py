@@ -96,7 +96,7 @@ def preset_of(source: str) -> tuple[str, str]:
 def given_here(config: Compare) -> dict[str, str]:
     """The arms whose weights are given, by name as typed, with their INIT."""
     found = sources(config).items()
-    return {name: source for name, source in found if source not in ("", "scratch") and not preset_of(source)[0]}
+    return {name: source for name, source in found if source != "scratch" and is_given(source)}
 
 
 def start_of(config: Compare, name: str, source: str, values: dict[str, Any]) -> str:
@@ -116,12 +116,17 @@ def start_of(config: Compare, name: str, source: str, values: dict[str, Any]) ->
     return next(iter(given.values()))
 
 
+def is_given(source: str) -> bool:
+    """Whether an arm's source is a backbone that is there already."""
+    return source != "" and not preset_of(source)[0]
+
+
 def trained_here(config: Compare, curves: bool = True) -> dict[str, Pretrain | Supervised]:
     """The options of every arm that is pretrained here, by name as typed; the seed and the folder come later. For
     `curves`, evaluations also probe the features on training images of the labelled set."""
     found: dict[str, Pretrain | Supervised] = {}
     for name, source in sources(config).items():
-        if source and not preset_of(source)[0]:
+        if is_given(source):
             continue
         values = read_toml(preset_of(source)[0]) if source else METHODS.get(name, {})
         options = _pretraining(config, values, f"{name}={source}", start_of(config, name, source, values))
@@ -182,7 +187,7 @@ def arms_of(
 ) -> list[Arm]:
     """All arms, in order, with the runs that make them; then all again, measured at each of `img_sizes`."""
     seeds = pretrain_seeds(config)
-    given = sources(config)
+    given = {name: source for name, source in sources(config).items() if name in trained or is_given(source)}
     arms = []
     for name in dict.fromkeys([*given, *trained]):
         if name in trained:

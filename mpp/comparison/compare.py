@@ -33,7 +33,7 @@ from mpp.comparison.report import Comparison, write_report
 from mpp.comparison.statistics import FINE_TUNED, Finding
 from mpp.config.checks import check_patches, texts
 from mpp.config.command_line import options_of, parse, write_toml
-from mpp.config.commands import Ablate, Compare, Pretrain, Pretraining, Supervised
+from mpp.config.commands import Ablate, Compare, Pretrain, Pretraining, Scaling, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
 from mpp.config.presets import read_toml
@@ -64,10 +64,16 @@ def run_comparison(config: Compare, accelerator: Accelerator) -> Path | None:
 
 
 def prepared(
-    config: Compare, trained: Options, output: Path, accelerator: Accelerator, img_sizes: Sequence[int] = ()
+    config: Compare,
+    trained: Options,
+    output: Path,
+    accelerator: Accelerator,
+    img_sizes: Sequence[int] = (),
+    downstream: Path | None = None,
 ) -> Work:
     """All runs of a comparison, some perhaps done, after whatever would end it later has been looked for; prints how
-    long the others may take. Features are measured at each of `img_sizes`, too."""
+    long the others may take. Features are measured at each of `img_sizes`, too; `downstream` has these runs, by default
+    `output`."""
     with accelerator.main_process_first():
         images, measured = open_downstream(config)
     tell_classes(options_of(LabelledData, config.data), images, measured, accelerator)
@@ -79,7 +85,7 @@ def prepared(
         arms = [with_identity(arm) for arm in arms_of(config, trained, output, img_sizes)]
         found = arms, Identity.of(images, measured, labels=True)
     arms, data = broadcast_object_list([found])[0]
-    work = Work.of(config, arms, output, images, data)
+    work = Work.of(config, arms, downstream or output, images, data)
     for piece in (piece for piece in work.pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
     seconds = rehearsed(work.pieces, accelerator) if config.dry_run else {}
@@ -89,7 +95,7 @@ def prepared(
 
 
 def finished(
-    work: Work, config: Compare | Ablate, output: Path, accelerator: Accelerator, report: Callable[[], str]
+    work: Work, config: Compare | Ablate | Scaling, output: Path, accelerator: Accelerator, report: Callable[[], str]
 ) -> Path | None:
     """Do what is missing of some work and print its report, unless this is a dry run."""
     if config.dry_run:

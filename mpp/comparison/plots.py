@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mpp.comparison.power_law import PowerLaw
 from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval
 
 # told apart by the colour-blind: Okabe and Ito, https://jfly.uni-koeln.de/color
@@ -123,6 +125,54 @@ def paint_differences(findings: list[Finding], arms: list[str], protocol: str) -
         yticks=range(len(arms)), yticklabels=arms, xlabel=f"points of {protocol} beside {arms[0]}", ylim=(len(arms), -1)
     )
     axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def paint_scaling(
+    points: dict[str, list[tuple[float, list[float]]]],
+    laws: dict[str, PowerLaw],
+    front: list[tuple[float, float]],
+    judge: str,
+) -> Figure:
+    """Accuracy against pretraining FLOPs on a log axis: a curve for each model with its power law and band, and the
+    Pareto front."""
+    figure, axes = _axes("What pretraining compute buys")
+    for k, (curve, each) in enumerate(points.items()):
+        style = _style(k)
+        for compute, values in each:
+            mean, half = interval(values)
+            axes.errorbar(compute, 100 * mean, 100 * half if half else None, capsize=3, **style)
+        if curve not in laws:
+            axes.plot([], [], label=curve, **style)
+            continue
+        grid = np.geomspace(each[0][0], each[-1][0], 50)
+        axes.plot(grid, 100 * laws[curve].accuracy(grid), color=style["color"], linewidth=1)
+        axes.plot([], [], label=f"{curve}: error ~ compute$^{{-{laws[curve].exponent:.2f}}}$", **style)
+        if (band := laws[curve].band(grid)) is not None:
+            axes.fill_between(grid, 100 * band[0], 100 * band[1], color=style["color"], alpha=0.15, linewidth=0)
+    axes.step(*zip(*((x, 100 * y) for x, y in front), strict=True), where="post", color="grey", ls="--", label="Pareto")
+    axes.set(xscale="log", xlabel="pretraining FLOPs", ylabel=f"{judge}, top-1, %")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def paint_shares(points: list[tuple[float, list[float]]], judge: str) -> Figure:
+    """Accuracy against the share of the pretraining images."""
+    figure, axes = _axes("What more images buy")
+    cells = [interval(values) for _, values in points]
+    shares = [100 * share for share, _ in points]
+    axes.plot(shares, [100 * mean for mean, _ in cells], **_style(1))
+    for share, (mean, half) in zip(shares, cells, strict=True):
+        if half is not None:
+            axes.errorbar(share, 100 * mean, 100 * half, capsize=3, color=_style(1)["color"])
+    axes.set(
+        xscale="log",
+        xlabel="share of the pretraining images, %",
+        ylabel=f"{judge}, top-1, %",
+        xticks=shares,
+        xticklabels=[f"{share:g}" for share in shares],
+    )
+    axes.minorticks_off()
     return figure
 
 

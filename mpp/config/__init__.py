@@ -13,6 +13,7 @@ from mpp.config.commands import (
     Pack,
     Predict,
     Pretrain,
+    Scaling,
     Supervised,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "Pack",
     "Predict",
     "Pretrain",
+    "Scaling",
     "Supervised",
 ]

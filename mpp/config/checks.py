@@ -19,6 +19,7 @@ from mpp.config.commands import (
     Predict,
     Pretrain,
     Pretraining,
+    Scaling,
     Supervised,
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
@@ -35,7 +36,7 @@ def check(config: Options) -> None:
             raise UserError(f"{option_name(name)} {value[0]} {value[1]} must be the lowest value, then a higher one")
     if isinstance(config, Rehearsed):
         _check_rehearsed(config)
-    if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate):
+    if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate | Scaling):
         _check_held_out(config.data)
     if isinstance(config, Pretrain | Supervised) and not config.init:
         raise UserError("--init names the weights that this preset goes on from; give it")
@@ -55,6 +56,8 @@ def check(config: Options) -> None:
         _check_compare(config)
     elif isinstance(config, Ablate):
         _check_ablate(config)
+    elif isinstance(config, Scaling):
+        _check_scaling(config)
     elif isinstance(config, Predict):
         _check_predict(config)
     elif isinstance(config, Embed):
@@ -217,7 +220,17 @@ def _check_ablate(config: Ablate) -> None:
     _check_pretraining_of(config)
 
 
-def _check_pretraining_of(config: Compare | Ablate) -> None:
+def _check_scaling(config: Scaling) -> None:
+    many = {"--curves": config.curves, "--steps": config.steps, "--shares": config.shares, "--parts": config.parts}
+    for option, given in (many | {"--pretrain-seeds": config.pretrain_seeds}).items():
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"{option} must be one or more, each given once")
+    if config.data.hold_out is not None:
+        raise UserError("--data.hold-out: part data holds labels out by itself to choose by; leave it out")
+    _check_pretraining_of(config)
+
+
+def _check_pretraining_of(config: Compare | Ablate | Scaling) -> None:
     """The arms that are pretrained as part of a command."""
     if len(set(config.pretrain_seeds)) < len(config.pretrain_seeds):
         raise UserError("--pretrain-seeds must be one or more, each given once")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mpp.config.bounds import Count, Once, Share, Whole, but
+from mpp.config.bounds import Count, Once, Share, UpTo1, Whole, but
 from mpp.config.options import (
     Augment,
     Corrupt,
@@ -222,6 +222,39 @@ class Ablate(Place):
 
 
 @dataclass
+class Scaling(Place):
+    """How does accuracy grow with pretraining compute, and with the number of images?
+
+    Pretrains models of several sizes for several lengths, or on shares of the images, and measures frozen features.
+
+    Part `compute` draws accuracy against pretraining FLOPs, a curve for each model, with a power law and its
+    uncertainty, and the Pareto front. Part `data` draws accuracy against the share of the images, with weight decay,
+    dropout and label smoothing chosen at each share on held-out training labels. What --output already holds is kept,
+    so a cut study goes on. Example:
+
+      mpp scaling --curves nano "narrow model.embed_dim=64 model.num_heads=2" --steps 200 400 800
+        --pretrain.data.path UNLABELLED --data.path LABELLED --output runs/scaling
+    """
+
+    parts: tuple[Literal["compute", "data"], ...] = ("compute",)  # What to study: compute, data, or both.
+    arm: str = "mpp"  # How to pretrain: mpp, visible, supervised, or NAME=PRESET, as for `mpp compare --arms`.
+    curves: tuple[str, ...] = ("nano", "narrow model.embed_dim=64 model.num_heads=2")
+    """The models: a name each, and the options that make it, as in "narrow model.embed_dim=64 model.num_heads=2"."""
+    steps: tuple[Count, ...] = (100, 200, 400, 800)  # Lengths of pretraining, each with its own schedule.
+    shares: tuple[UpTo1, ...] = (0.1, 0.3, 1.0)  # Shares of the images to pretrain on, for part data.
+    regularisers: tuple[str, ...] = ()
+    """What is chosen at each share, for part data: OPTION=VALUE,VALUE,..., all combinations. Default:
+    optim.weight_decay=0.03,0.3 and model.dropout=0,0.1, and train.label_smoothing=0,0.1 for supervised."""
+    pretrain_seeds: tuple[Whole, ...] = (0, 1, 2)  # Seeds of pretraining; intervals are over them.
+    data: MeasuredData = but(MeasuredData)
+    """The labelled set that the features are measured on."""
+    probe: Probe = but(Probe, shots=(5,), eval_images=10_000)
+    probe_labels: Count = 10_000  # Training labels of the probes, at most.
+    pretrain: Pretraining = but(Pretraining, train=Train(steps=800), eval=PretrainEval(every=100_000, pictures=0))
+    dry_run: Once[bool] = False  # Only print what would be done, and how long it may take.
+
+
+@dataclass
 class Predict(Rehearsed):
     """Write what a fine-tuned model says of images, with labels or without, to a table.
 
@@ -359,4 +392,4 @@ class Cache:
 Trained = Pretrain | Supervised | FineTune
 Run = Trained | LinearProbe  # each leaves a run's folder
 Plain = Convert | Pack | Cache | Doctor  # each does without devices
-AnyCommand = Run | Compare | Ablate | Predict | Embed | Plain
+AnyCommand = Run | Compare | Ablate | Scaling | Predict | Embed | Plain

@@ -444,9 +444,9 @@ def test_the_quickstart_preset_is_the_default():
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset):
     from mpp.config.checks import check
-    from mpp.config.commands import Ablate, Compare, FineTune
+    from mpp.config.commands import Ablate, Compare, FineTune, Scaling
 
-    kinds = {"finetune": FineTune, "compare": Compare, "evidence": Compare, "ablate": Ablate}
+    kinds = {"finetune": FineTune, "compare": Compare, "evidence": Compare, "ablate": Ablate, "scaling": Scaling}
     kind = kinds.get(preset.stem.split("-")[0], Pretrain)
     check(parse(kind, ["--config", str(preset)]))
 

@@ -15,7 +15,7 @@ import pytest
 from mpp.comparison.compare import adopted
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, differences, flattened, parse, write_toml
-from mpp.config.commands import Ablate, Compare, FineTune, LinearProbe, Pretrain, Supervised
+from mpp.config.commands import Ablate, Compare, FineTune, LinearProbe, Pretrain, Scaling, Supervised
 from mpp.data.sources.path import naming_the_source
 from mpp.errors import UserError
 from mpp.run.command import run_command
@@ -30,6 +30,7 @@ KINDS = {
     LinearProbe: check,
     Compare: check,
     Ablate: check,
+    Scaling: check,
 }
 
 
@@ -224,7 +225,7 @@ def test_what_is_none_though_its_default_is_not_is_written_and_read_again(tmp_pa
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_mutated_preset_is_valid_or_named_in_one_line(tmp_path, preset, capsys):
     draw = random.Random(preset.stem)
-    kind = {"finetune": FineTune, "compare": Compare, "evidence": Compare, "ablate": Ablate}.get(
+    kind = {"finetune": FineTune, "compare": Compare, "evidence": Compare, "ablate": Ablate, "scaling": Scaling}.get(
         preset.stem.split("-")[0], Pretrain
     )
     file = tmp_path / "mutated.toml"
