@@ -223,9 +223,7 @@ class Ablate(Place):
 
 @dataclass
 class Scaling(Place):
-    """How does accuracy grow with pretraining compute, and with the number of images?
-
-    Pretrains models of several sizes for several lengths, or on shares of the images, and measures frozen features.
+    """What do more compute and more images buy? Pretrains models of several sizes and lengths, and measures each.
 
     Part `compute` draws accuracy against pretraining FLOPs, a curve for each model, with a power law and its
     uncertainty, and the Pareto front. Part `data` draws accuracy against the share of the images, with weight decay,
