@@ -125,7 +125,7 @@ def closing_summary(result: dict[str, Any], path: str, output: Path, title: str,
         f"\n{title}: accuracy on {counted(images, 'held-out image')} of {result['classes']} classes:",
         f"  top 1    {result['eval/top1']:6.1%}   ({told_interval(result['eval/top1'], images)}; chance "
         f"{1 / result['classes']:.1%})",
-        f"  top 5    {result['eval/top5']:6.1%}",
+        *([f"  top 5    {result['eval/top5']:6.1%}"] if result["classes"] > 5 else []),
         f"best: {printable(best)} {high:.1%}, worst: {printable(worst)} {low:.1%}",
     ]
     if "temperature" in result:

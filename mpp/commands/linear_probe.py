@@ -248,10 +248,11 @@ def summary(config: LinearProbe, result: dict[str, Any], output: Path) -> str:
     def told(name: str) -> str:
         return told_interval(result[f"eval/{name}"], result["eval_images"])
 
+    top5 = f"; top 5 {result['eval/top5']:.1%}" if result["classes"] > 5 else ""
     lines = [
         f"\n{config.init}, layer {result['layer']}, {result['pool']} pooling: {result['labels']:,} labels of "
         f"{result['classes']} classes, {result['eval_images']:,} images; chance is {1 / result['classes']:.1%}",
-        f"  logistic regression    {result['eval/top1']:6.1%}   ({told('top1')}; top 5 {result['eval/top5']:.1%})",
+        f"  logistic regression    {result['eval/top1']:6.1%}   ({told('top1')}{top5})",
         f"  ridge regression       {result['eval/ridge_top1']:6.1%}   ({told('ridge_top1')})",
         f"  k-nearest neighbours   {result['eval/knn_top1']:6.1%}   ({told('knn_top1')})",
     ]

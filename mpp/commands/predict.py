@@ -179,7 +179,8 @@ def summary(config: Predict, found: Predictions, classes: list[str], metrics: di
         lines.append(f"{(~sure).sum():,} of them without a class: less probable than {config.reject_below:g}")
     if metrics:
         told = told_interval(metrics["top1"], len(found.index))
-        lines.append(f"accuracy: top 1 {metrics['top1']:.1%} ({told}), top 5 {metrics['top5']:.1%}")
+        top5 = f", top 5 {metrics['top5']:.1%}" if len(classes) > 5 else ""
+        lines.append(f"accuracy: top 1 {metrics['top1']:.1%} ({told}){top5}")
         if config.reject_below and sure.any():
             lines[-1] += f"; top 1 of those with a class {np.mean(found.rank[sure] < 1):.1%}"
         lines.append(f"expected calibration error of the probabilities: {found.calibration_error():.1%}")

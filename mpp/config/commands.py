@@ -249,7 +249,8 @@ class Scaling(Place):
     probe: Probe = but(Probe, shots=(5,), eval_images=10_000)
     probe_labels: Count = 10_000  # Training labels of the probes, at most.
     pretrain: Pretraining = but(Pretraining, train=Train(steps=800), eval=PretrainEval(every=100_000, pictures=0))
-    dry_run: Once[bool] = False  # Only print what would be done, and how long it may take.
+    dry_run: Once[bool] = False
+    """Write nothing: list the runs and, from a few measured steps of each kind of run, their time and memory."""
 
 
 @dataclass

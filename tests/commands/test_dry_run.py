@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 import mpp
 from mpp.commands import rehearsal
 from mpp.commands.rehearsal import evaluations_of
+from mpp.comparison import rehearsal as rehearsal_of_comparisons
+from mpp.comparison.pieces import Piece
 from mpp.config import Pack, Pretrain
 from mpp.config.options import PretrainEval, Train
 from mpp.console import start
@@ -204,3 +207,24 @@ def test_times_and_sizes_read_well():
     said = ["4.2 ms", "0.20 s", "5.6 s", "1 min", "3 min 5 s", "7 h 20 min", "3 days 3 h"]
     assert list(map(told_time, times)) == said
     assert list(map(told_bytes, (5000, 2e6, 5e9))) == ["4.88 KiB", "1.91 MiB", "4.7 GiB"]
+
+
+def test_of_runs_that_differ_in_seed_length_or_decay_one_is_rehearsed_for_all(tmp_path, monkeypatch, capsys):
+    measured = {"seconds_a_step": 2.0, "seconds_an_evaluation": 10.0, "seconds_a_probe": 1.0}
+    asked = []
+    monkeypatch.setattr(rehearsal_of_comparisons, "run_piece", lambda options, _: asked.append(options) or measured)
+    first = Pretrain(train=Train(steps=100), eval=PretrainEval(every=50))
+    decayed = dataclasses.replace(first.optim, weight_decay=0.3)
+    options = [
+        first,
+        dataclasses.replace(first, seed=3, optim=decayed, train=Train(steps=300)),
+        dataclasses.replace(first, optim=dataclasses.replace(first.optim, name="sgd")),
+        dataclasses.replace(first, train=Train(steps=100, batch_size=64)),
+    ]
+    pieces = [Piece(f"run {n}", tmp_path / str(n), config) for n, config in enumerate(options)]
+    main = SimpleNamespace(print=print)
+    seconds = rehearsal_of_comparisons.rehearsed(pieces, main)
+    assert [config.optim.name for config in asked] == ["muon", "sgd", "muon"]
+    assert all(config.dry_run for config in asked)
+    assert list(seconds.values()) == [100 * 2 + 2 * 11, 300 * 2 + 6 * 11, 222, 222]
+    assert "[1/3] run 0, for 2 like it" in capsys.readouterr().out
