@@ -162,7 +162,7 @@ class Compare(Place):
     """All backbones to compare, in place of the three options above: scratch, mpp, visible and supervised by name, each
     trained here with the --pretrain options (visible: with target hog+0.1*pixels); NAME=PRESET, trained here with
     a preset over them (the images stay --pretrain's); NAME=PRESET@ARM, likewise but from the weights of another arm, as
-    in public=timm:X continued=continue@public; NAME=INIT, a given backbone, where {seed} in INIT stands for each of
+    in continued=continue@public public=timm:X; NAME=INIT, a given backbone, where {seed} in INIT stands for each of
     --pretrain-seeds. Differences are taken from the first that is not scratch."""
     equal: Literal["images", "flops", "seconds"] | None = None
     """Give the arms that are trained here as many steps as make them equal to the first: in images seen, arithmetic, or
