@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from importlib.util import find_spec
 
 from mpp.config.bounds import Options, check_bounds, option_name, walk
 from mpp.config.command_line import flattened
@@ -23,7 +24,7 @@ from mpp.config.commands import (
     Supervised,
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
-from mpp.config.options import Augment, Data, MeasuredData, Rehearsed, Source
+from mpp.config.options import Augment, Data, MeasuredData, Rehearsed, Source, Training
 from mpp.config.schedule import refuse_epochs, warn_of_long_warmup
 from mpp.errors import UserError, renamed
 
@@ -36,6 +37,8 @@ def check(config: Options) -> None:
             raise UserError(f"{option_name(name)} {value[0]} {value[1]} must be the lowest value, then a higher one")
     if isinstance(config, Rehearsed):
         _check_rehearsed(config)
+    if isinstance(config, Training):
+        _check_trackers(config.log.trackers)
     if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate | Scaling):
         _check_held_out(config.data)
     if isinstance(config, Pretrain | Supervised) and not config.init:
@@ -66,6 +69,14 @@ def check(config: Options) -> None:
         _check_doctor(config)
     elif isinstance(config, Convert):
         _check_convert(config)
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(f"--log.trackers {' '.join(names)} must be given once each")
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f"--log.trackers {name}: its package is not installed; pip install {name}, or leave it out")
 
 
 def _check_rehearsed(config: Rehearsed) -> None:

@@ -21,6 +21,7 @@ from mpp.config.bounds import (
     Share,
     UpTo1,
     Whole,
+    but,
 )
 
 
@@ -327,9 +328,19 @@ class Rehearsed:
 
 
 @dataclass
+class Log:
+    """Who follows the run beside its own files."""
+
+    trackers: Harmless[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab"], ...]] = ("tensorboard",)
+    """Where metrics, options and pictures go, too; others than TensorBoard are installed apart, and set up by their own
+    environment variables. metrics.jsonl has the same numbers."""
+
+
+@dataclass
 class Training(Place, Seeded, Rehearsed):
     """What every training has."""
 
+    log: Log = but(Log)
     resume: Once[bool] = False
     """Go on from --output's latest good checkpoint, with that run's options; start fresh if there is none."""
     resume_anyway: Once[bool] = False

@@ -18,13 +18,12 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.command_line import differences, flattened, write_toml
-from mpp.config.commands import LinearProbe, Run
+from mpp.config.commands import LinearProbe, Run, Trained
 from mpp.config.options import Seeded
 from mpp.errors import UserError
 from mpp.files import as_json, clear_drafts, draft_of, is_special, write_whole
@@ -33,6 +32,7 @@ from mpp.run.lock import NAME, locked_folder, refuse_if_held
 from mpp.run.log import FILE, LOG
 from mpp.run.machine import PREPARING, wait_at_most
 from mpp.run.stops import Stopped
+from mpp.run.trackers import Trackers
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-patch-pretraining")
 
@@ -40,8 +40,9 @@ _PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "numpy", "masked-
 class Records:
     """The writing side of a run's folder. Only the main process writes; the others' calls do nothing."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, config: Options) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, config: Trained) -> None:
         self.folder, self.accelerator, self.config = folder, accelerator, config
+        self.trackers = Trackers(folder, accelerator, config.log.trackers)
         self.metrics_file = folder / "metrics.jsonl"
 
     def open(self, step: int, headline: str) -> None:
@@ -54,15 +55,7 @@ class Records:
             write_toml(self.config, self.folder / "config.toml")
             (self.folder / "result.json").unlink(missing_ok=True)  # of a run that goes on: not its last evaluation
             self._take_back(step)
-            # purge_step: TensorBoard hides what the interrupted run logged after the step gone back to
-            purge = {"purge_step": step + 1} if step else {}
-            self.accelerator.project_configuration.logging_dir = str(self.folder)
-            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
-            plain = {
-                k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flattened(self.config).items()
-            }
-            for summary in hparams(plain, {headline: 0.0}):
-                self._writer().file_writer.add_summary(summary)
+            self.trackers.open(step, self.config, headline)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same names in TensorBoard."""
@@ -71,7 +64,7 @@ class Records:
         with writing(self.folder):
             with self.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(as_json({"step": step} | values) + "\n")
-            self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
+            self.trackers.log({name: value for name, value in values.items() if name != "epoch"}, step)
 
     def pictures(self, step: int, pictures: dict[str, Tensor]) -> None:
         """Pictures by name, uint8 (B, C, H, W), to samples/ as one PNG a name and to TensorBoard."""
@@ -81,7 +74,7 @@ class Records:
             grid = make_grid(images.cpu(), nrow=2, padding=4, pad_value=255)
             with writing(self.folder):
                 save_picture(grid, self.folder / "samples" / f"{name}_{step:08d}.png")
-                self._writer().add_image(f"samples/{name}", grid, step)
+                self.trackers.picture(f"samples/{name}", grid, step)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Values of `step` that belong into a line of metrics.jsonl which an interrupted run wrote without them."""
@@ -91,14 +84,18 @@ class Records:
             *lines, last = (read_metrics(self.folder) if self.metrics_file.exists() else []) or [{}]
             merged = [*lines, last | values] if last.get("step") == step else [*lines, last, {"step": step} | values]
             write_whole(self.metrics_file, "".join(as_json(line) + "\n" for line in filter(None, merged)).encode())
-            self.accelerator.log({name: value for name, value in values.items() if name != "epoch"}, step=step)
+            self.trackers.log({name: value for name, value in values.items() if name != "epoch"}, step)
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Values for the trackers alone."""
+        if self.accelerator.is_main_process:
+            with writing(self.folder):
+                self.trackers.log(values, step)
 
     def close(self) -> None:
         """Have everything logged on the disk."""
         with writing(self.folder):
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-        self.accelerator.trackers.clear()
+            self.trackers.close()
 
     def _take_back(self, step: int) -> None:
         """Keep only the lines of metrics.jsonl up to `step`, whole ones."""
@@ -112,9 +109,6 @@ class Records:
             except (ValueError, KeyError):
                 continue
         write_whole(self.metrics_file, "".join(kept).encode())
-
-    def _writer(self) -> Any:
-        return self.accelerator.get_tracker("tensorboard", unwrap=True)
 
 
 RESUMED = "--resume goes on from the last checkpoint"  # once there is room on the disk again
