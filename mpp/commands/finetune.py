@@ -65,7 +65,8 @@ def finetune_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
     if config.dry_run:
         set_seed(config.seed)
         job, share = classifier_job(config, vit, "linear", images, test, accelerator)
-        return rehearse(job, config, accelerator, share, output, trials=len(config.optim.lr_grid))
+        tried = [(output / "lr_grid" / f"{lr:g}" / "result.json").exists() for lr in config.optim.lr_grid]
+        return rehearse(job, config, accelerator, share, output, trials=tried.count(False))
     grid: dict[str, float] = {}
     if config.optim.lr_grid:
         if accelerator.is_main_process:
