@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     __version__: str
     from mpp.commands.cards import push_to_hub as push_to_hub
     from mpp.data.images import load_images as load_images
+    from mpp.data.sources.memory import from_memory as from_memory
     from mpp.errors import UserError as UserError
     from mpp.methods.classify import Classifier as Classifier
     from mpp.methods.corrupt import Corruption as Corruption
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mpp.methods.targets import make_target as make_target
     from mpp.models.vit import VARIANTS as VARIANTS
     from mpp.models.vit import ViT as ViT
+    from mpp.run.folder import show as show
 
 _HOMES = {
     "ViT": "models.vit",
@@ -28,10 +30,12 @@ _HOMES = {
     "draw_corruption": "methods.corrupt",
     "make_target": "methods.targets",
     "load_images": "data.images",
+    "from_memory": "data.sources.memory",
     "push_to_hub": "commands.cards",
+    "show": "run.folder",
     "UserError": "errors",
 }
-_COMMANDS = ("supervised", "finetune", "probe", "compare", "predict", "embed", "convert", "doctor")
+_COMMANDS = ("supervised", "finetune", "probe", "compare", "ablate", "scaling", "predict", "embed", "convert", "doctor")
 __all__ = [
     "VARIANTS",
     "Classifier",
@@ -40,18 +44,22 @@ __all__ = [
     "UserError",
     "ViT",
     "__version__",
+    "ablate",
     "compare",
     "convert",
     "doctor",
     "draw_corruption",
     "embed",
     "finetune",
+    "from_memory",
     "load_images",
     "make_target",
     "predict",
     "pretrain",
     "probe",
     "push_to_hub",
+    "scaling",
+    "show",
     "supervised",
 ]
 

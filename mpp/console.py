@@ -9,7 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib import import_module, util
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -32,6 +32,8 @@ from mpp.config import (
 from mpp.config.checks import check
 from mpp.config.command_line import as_arguments, parse
 from mpp.config.commands import AnyCommand, Plain, Run
+from mpp.config.options import LabelledData, PretrainData
+from mpp.config.own import name_of
 from mpp.config.presets import presets, purpose
 from mpp.config.words import given
 from mpp.errors import UserError, is_first_process, plain_warnings
@@ -124,15 +126,47 @@ def command(name: str) -> Callable[[list[str] | None], Any]:
     return main
 
 
-def call(name: str, config: AnyCommand | Mapping[str, Any]) -> Any:
-    """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20}."""
+def call(name: str, config: AnyCommand | Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """A command from Python. `config` is an object of its options, or their names and values: {"train.steps": 20};
+    `options` are groups of options: train={"steps": 20}. A set of images may be given itself, as data=array or
+    data=(images, labels): see `mpp.from_memory`."""
     kind = COMMANDS[name].options
-    if not isinstance(config, Mapping):
+    if config is not None and not isinstance(config, Mapping):
+        if options:
+            raise UserError("options are in the object that is given; leave the others out")
         return start(config)
-    words = as_arguments(config)
+    values = _named({**(config or {}), **options})
+    method = values.pop("method", "")
+    words = as_arguments(values | ({"method": method} if method and isinstance(method, str) else {}))
     if unknown := [name for name in given(words) if name in ("h", "help") or name.startswith(("help_", "tyro_"))]:
         raise UserError(f"{unknown[0]!r} is no option; names here are those of options, as 'train.steps'")
-    return start(parse(kind, words))
+    parsed: AnyCommand = parse(kind, words)
+    if method and not isinstance(method, str):  # a class, which no command line can give
+        parsed = replace(parsed, method=name_of(method))
+    return start(parsed)
+
+
+def _named(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options with the names of the sets of images that are given in place of a path."""
+    found = {}
+    for key, value in options.items():
+        name = f"{prefix}{key}"
+        if name.rpartition(".")[2] == "data" and not _are_options(value):
+            key, name = f"{key}.path", f"{name}.path"
+        if name.endswith(("data.path", "eval.probe", "against")) and not isinstance(value, str | None):
+            from mpp.data.sources.memory import from_memory
+
+            value = str(value) if isinstance(value, os.PathLike) else from_memory(value)
+        if name.endswith("data.target") and not isinstance(value, str):
+            value = name_of(value)
+        found[key] = _named(value, f"{name}.") if isinstance(value, Mapping) else value
+    return found
+
+
+def _are_options(value: Any) -> bool:
+    """Whether what is given for `data` is a group of options, and no set of images."""
+    known = {field.name for field in fields(LabelledData)} | {field.name for field in fields(PretrainData)}
+    return isinstance(value, Mapping) and all(str(key).replace("-", "_") in known for key in value)
 
 
 def run_file(file: str, main: Callable[..., object]) -> NoReturn:

@@ -16,8 +16,8 @@ main = command("pretrain")
 class _Callable(ModuleType):
     """`mpp.pretrain` is this file, which `accelerate launch` runs, and the function of that name."""
 
-    def __call__(self, config: Pretrain | Mapping[str, Any] | None = None) -> Any:
-        return call("pretrain", {} if config is None else config)
+    def __call__(self, config: Pretrain | Mapping[str, Any] | None = None, **options: Any) -> Any:
+        return call("pretrain", config, **options)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mpp.commands.rehearsal import rehearse
 from mpp.config.checks import check_patches
 from mpp.config.commands import Pretrain
 from mpp.config.derived import height_width, sized, target_parts
+from mpp.config.own import is_own, own
 from mpp.config.schedule import timed
 from mpp.data.bands import Bands
 from mpp.data.identity import held_out_before, keep
@@ -38,6 +39,11 @@ from mpp.training.loop import train
 METHODS: dict[str, type[PatchPrediction]] = {"mpp": MaskedPatches, "visible": VisiblePatches}
 
 
+def method_of(name: str) -> type[PatchPrediction]:
+    """The method of a name, or of a Python program."""
+    return own("--method", name) if is_own(name) else METHODS[name]
+
+
 def run_pretraining(config: Pretrain, accelerator: Accelerator) -> dict[str, Any]:
     """Pretrain; returns what result.json says."""
     share, config = share_of(config.train, accelerator), sized(config)
@@ -58,7 +64,7 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
         augment = cropped(config.augment, held_out if isinstance(images, Stream) else images, size)
         train_options = timed(config.train, count, config.optim)
         config = replace(noted(config, images), train=train_options, augment=augment)
-        job = METHODS[config.method](*with_encoder(config, vit, bands_of(images)), accelerator, images, held_out)
+        job = method_of(config.method)(*with_encoder(config, vit, bands_of(images)), accelerator, images, held_out)
     if config.eval.pictures and (channels := job.vit.in_chans) not in (1, 3):
         shown = ", ".join(str(number + 1) for number in job.display)
         accelerator.print(f"pictures show channels {shown} of {channels} as red, green and blue")
@@ -121,7 +127,7 @@ def closing_summary(
     model, majority, neighbours = m["eval/bin_accuracy"], m["eval/baseline_majority"], m["eval/baseline_neighbours"]
     better = max(neighbours, majority)
     kind = "colour" if target_parts(config.data.target).keys() - {"hog", "normalised-pixels"} else "bin"
-    what = {"mpp": "corrupted", "visible": "hidden"}[config.method]
+    what = "hidden" if config.method == "visible" else "corrupted"
     lines = [
         f"\nAfter {outcome.step:,} steps ({outcome.step * config.train.batch_size:,} images, {outcome.seconds:.0f} s), "
         f"accuracy on the {what} patches of {counted(job.measured, 'held-out image')}:",

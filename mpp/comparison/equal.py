@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mpp.commands.pretrain import METHODS
+from mpp.commands.pretrain import method_of
 from mpp.comparison.arms import encoder_of, pretrain_seeds, seeded
 from mpp.comparison.pieces import run_piece
 from mpp.config.commands import Compare, Pretrain, Supervised
@@ -70,7 +70,7 @@ def flops_of(options: Pretrain | Supervised, vit: ViT | None = None, classes: in
     vit = vit or encoder_of(options)
     if isinstance(options, Pretrain):
         target = make_target(options.data.target, vit.patch_size, options.data.bits, vit.in_chans)
-        method = METHODS[options.method]
+        method = method_of(options.method)
         return method.flops_of(options, method.build(options, vit, target.num_outputs)[0])
     if classes is None:
         images, _ = open_labelled(options.data, height_width(options.model.img_size), options.seed)

@@ -11,6 +11,7 @@ from typing import TypeVar
 from mpp.config.bounds import LARGEST
 from mpp.config.commands import Pretrain, Supervised
 from mpp.config.options import Train
+from mpp.config.own import is_own, own
 
 Sized = TypeVar("Sized", Pretrain, Supervised)
 
@@ -82,6 +83,9 @@ def cells_a_side(target: str, patch_size: int) -> int:
     """How many colour cells a side of a patch has in a target; 0 if it has none. Raises ValueError for a name that is
     no target, or cells that do not divide the patch."""
     if target in ("pixels", "normalised-pixels", "hog"):
+        return 0
+    if is_own(target):
+        own("--data.target", target)
         return 0
     grid = re.fullmatch(r"(\d+)x\1", target)
     if target != "mean-colour" and not grid:

@@ -13,6 +13,7 @@ from mpp.config.options import Source
 from mpp.data.bands import Bands
 from mpp.data.contents import Contents
 from mpp.data.decode import Opened, Unreadable
+from mpp.data.sources.memory import is_memory, open_in_memory
 from mpp.data.sources.packed import PackedImages, is_packed
 from mpp.data.sources.path import folders_of_rows, load_table, refuse_class_level, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
@@ -60,8 +61,9 @@ def load_images(
 
     Args:
         path: `shapes` (built in), a folder of images (with or without class folders), a folder or file of parquet, a
-            csv, tsv or jsonl file with paths of images, a folder from `save_to_disk` of `datasets`, a packed file, or a
-            hub id. (Folders of WebDataset .tar shards are streamed, see `mpp.data.streams`.)
+            csv, tsv or jsonl file with paths of images, a folder from `save_to_disk` of `datasets`, a packed file, a
+            name from `mpp.from_memory`, or a hub id. (Folders of WebDataset .tar shards
+            are streamed: `mpp.data.streams`.)
         split: "train", "validation", "test", as the set calls them.
         size: (height, width) in pixels of the scenes of `shapes`; other images keep their size.
         image_column, label_column: needed only if several columns fit. For `shapes` the label column is one of
@@ -77,8 +79,12 @@ def load_images(
             f"{path} has no split {split!r}; it has: {', '.join(map(printable, splits))} (--data.split, "
             f"--data.eval-split)"
         )
-    if path == "shapes" or is_packed(path):
+    if path == "shapes" or is_memory(path) or is_packed(path):
         refuse_class_level(path, class_level)
+    if is_memory(path):
+        if labels_file is not None:
+            raise UserError(f"--data.labels-file {labels_file} is for a folder of images; give (images, labels)")
+        return open_in_memory(path, split, image_column, label_column)
     if path == "shapes":
         if labels_file is not None:
             raise UserError(f"--data.labels-file {labels_file} is for a folder of images; shapes has labels of its own")

@@ -15,6 +15,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from mpp.config.derived import cells_a_side, target_parts
+from mpp.config.own import is_own, own
 from mpp.methods.regressions import Hog, NormalisedPixels, Regression
 from mpp.models.blocks import gather
 
@@ -74,6 +75,9 @@ def make_target(name: str, patch_size: int, bits: int = 3, channels: int = 3) ->
 
 
 def _one_target(name: str, patch_size: int, bits: int, channels: int) -> Target:
+    if is_own(name):
+        mine = own("--data.target", name)
+        return mine(patch_size, bits, channels) if isinstance(mine, type) else mine
     if name == "hog":
         return Hog(patch_size, channels)
     if name == "pixels":

@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
@@ -137,6 +138,17 @@ def save_picture(picture: Tensor, path: Path) -> None:
     file = io.BytesIO()
     to_pil_image(picture).save(file, "PNG")
     write_whole(path, file.getvalue())
+
+
+def show(run: str | Path) -> Image.Image:
+    """The last picture of a run, which a notebook displays: input, what the model sees, predicted, true.
+
+    Raises UserError if the run has none.
+    """
+    if not (found := sorted(Path(run).glob("samples/*.png"), key=lambda file: file.stem.rpartition("_")[2])):
+        raise UserError(f"{run} has no pictures in samples/: name a run of mpp pretrain, with --eval.pictures above 0")
+    with Image.open(found[-1]) as picture:
+        return picture.copy()
 
 
 def write_folder(folder: Path, save: Callable[[Path], object], then: str = RESUMED) -> None:

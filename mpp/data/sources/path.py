@@ -17,6 +17,7 @@ from mpp.data.sources.beside import as_table, described, labels_rows, metadata_r
 from mpp.data.sources.cards import configurations, refuse_outside
 from mpp.data.sources.columns import read_columns, typed
 from mpp.data.sources.folders import Folder, look_through
+from mpp.data.sources.memory import is_memory, splits_in_memory
 from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
 from mpp.data.sources.saved import is_saved, load_saved, saved_splits
@@ -39,6 +40,8 @@ def split_names(path: str, config: str | None = None) -> list[str]:
     _refuse_config(path, config)
     if path == "shapes":
         return list(SPLITS)
+    if is_memory(path):
+        return list(splits_in_memory(path))
     if is_packed(path):
         return list(read_header(path).splits)
     if is_text_table(path):
@@ -144,7 +147,12 @@ def _cache_of(path: str) -> str | None:
 def _refuse_config(path: str, config: str | None) -> None:
     """Raise UserError if a configuration is named of a set that has none."""
     here = os.path.expanduser(path)
-    if config and (path == "shapes" or os.path.isfile(here) or (os.path.isdir(here) and not configurations(here))):
+    if config and (
+        path == "shapes"
+        or is_memory(path)
+        or os.path.isfile(here)
+        or (os.path.isdir(here) and not configurations(here))
+    ):
         raise UserError(f"--data.config {config}: {path} has no configurations; leave it out")
 
 
@@ -263,7 +271,14 @@ def _details(error: BaseException) -> list[str]:
 
 def is_stream(path: str, config: str | None = None) -> bool:
     """Whether a path is a set of WebDataset shards (a local folder of .tar files, or such a set on the hub)."""
-    if path == "shapes" or is_packed(path) or is_text_table(path) or is_saved(path) or plain_folder(path):
+    if (
+        path == "shapes"
+        or is_memory(path)
+        or is_packed(path)
+        or is_text_table(path)
+        or is_saved(path)
+        or plain_folder(path)
+    ):
         return False
     from datasets import load_dataset_builder
 
