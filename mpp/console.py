@@ -140,7 +140,7 @@ def call(name: str, config: AnyCommand | Mapping[str, Any] | None = None, **opti
     words = as_arguments(values | ({"method": method} if method and isinstance(method, str) else {}))
     if unknown := [name for name in given(words) if name in ("h", "help") or name.startswith(("help_", "tyro_"))]:
         raise UserError(f"{unknown[0]!r} is no option; names here are those of options, as 'train.steps'")
-    parsed: AnyCommand = parse(kind, words)
+    parsed: Any = parse(kind, words)
     if method and not isinstance(method, str):  # a class, which no command line can give
         parsed = replace(parsed, method=name_of(method))
     return start(parsed)
