@@ -58,7 +58,7 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
                 raise Stopped(start.step)
             if start.unevaluated:
                 progress.add(evaluated, start.positions)
-        elif start.step == 0 and isinstance(config, Pretrain):  # curves begin with the untrained model
+        elif start.step == 0 and is_evaluated_first(config):
             if not (evaluated := progress.evaluate()):
                 raise Stopped(0)
             progress.begin(evaluated, start.positions, asks_what_is_forgotten(config))
@@ -128,6 +128,11 @@ def take_step(
             accelerator.backward(loss)
         parts.append({"loss": loss.detach()} | values)
     return parts, learner.clip_gradients()
+
+
+def is_evaluated_first(config: Trained) -> bool:
+    """Whether there is an evaluation before the first step: curves of pretraining begin with the untrained model."""
+    return isinstance(config, Pretrain) or asks_what_is_forgotten(config)
 
 
 def asks_what_is_forgotten(config: Trained) -> bool:

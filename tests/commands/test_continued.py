@@ -118,10 +118,12 @@ def test_images_of_another_size_interpolate_and_other_shapes_are_refused(tmp_pat
 def test_the_shape_in_a_preset_yields_to_that_of_the_weights(
     tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(pretrain, tmp_path / "run", backbone, config="imagenet-vit-b16", **{"train.steps": 1})
+    preset = tmp_path / "large.toml"
+    preset.write_text('[model]\nvariant = "B"\nimg_size = 224\npatch_size = 16\npos_init = "sincos"\n')
+    run(pretrain, tmp_path / "run", backbone, config=str(preset), **{"train.steps": 1})
     assert load_backbone(str(tmp_path / "run")).hub_config()["patch_size"] == 4
     shape = "--model.variant B, --model.patch-size 16"
-    assert f"the shape in --config imagenet-vit-b16 ({shape}) yields to that of --init {backbone}" in (
+    assert f"the shape in --config {preset} ({shape}) yields to that of --init {backbone}" in (
         said := capsys.readouterr().out
     )
     assert said.count("yields") == 1
