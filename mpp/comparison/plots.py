@@ -31,9 +31,10 @@ def _axes(title: str, width: float = 6.4) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int]) -> Figure:
-    """Held-out accuracy against the number of labels. The arms stand a little beside one another."""
+def paint_accuracy(findings: list[Finding], arms: list[str], counts: list[int], classes: int) -> Figure:
+    """Held-out accuracy against the number of labels, and chance. The arms stand a little beside one another."""
     figure, axes = _axes("Fine-tuned")
+    axes.axhline(100 / classes, color="grey", linestyle=":", label="chance")
     for k, arm in enumerate(arms):
         cells = [interval(cell_values(findings, arm, FINE_TUNED, labels)) for labels in counts]
         places = [labels * 1.03 ** (k - (len(arms) - 1) / 2) for labels in counts]

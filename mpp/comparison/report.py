@@ -7,10 +7,16 @@ import csv
 import dataclasses
 import html
 import io
+import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mpp.comparison.plots import paint_accuracy, paint_curves, paint_gain, paint_quality
 from mpp.comparison.statistics import (
@@ -33,6 +39,7 @@ PAPER = (
 )
 
 
+RANK = "effective rank"
 Block = tuple[str, Any]
 
 
@@ -71,7 +78,10 @@ def write_report(output: Path, found: Comparison) -> str:
     counts = sorted({f.labels for f in findings if f.protocol == FINE_TUNED})
     verdicts = [verdict(findings, labels, found.classes, arms) for labels in counts]
     plots = {
-        "accuracy.png": (paint_accuracy(findings, arms, counts), "Accuracy by number of labels, with 95 % intervals"),
+        "accuracy.png": (
+            paint_accuracy(findings, arms, counts, found.classes),
+            "Accuracy by number of labels, with 95 % intervals",
+        ),
         "curves.png": (paint_curves(found.curves, arms), "Learning curves: mean over seeds of held-out accuracy"),
     }
     if "scratch" in arms and len(arms) > 1:
@@ -88,9 +98,9 @@ def write_report(output: Path, found: Comparison) -> str:
         f"({found.classes} classes)"
     )
     tuned = table_of(findings, arms, [(FINE_TUNED, labels) for labels in counts])
-    frozen = table_of(
-        findings, arms, list(dict.fromkeys((f.protocol, f.labels) for f in findings if f.protocol != FINE_TUNED))
-    )
+    frozen_rows = list(dict.fromkeys((f.protocol, f.labels) for f in findings if f.protocol != FINE_TUNED))
+    frozen = table_of(findings, arms, [row for row in frozen_rows if row[0] != RANK])
+    ranks = table_of(findings, arms, [row for row in frozen_rows if row[0] == RANK])
     blocks: list[Block] = [
         ("h1", "What is the gain from pretraining?"),
         *(("p", sentence) for sentence in verdicts),
@@ -102,6 +112,8 @@ def write_report(output: Path, found: Comparison) -> str:
         ("h2", "Frozen features"),
         ("p", frozen_note(found)),
         ("table", frozen),
+        ("p", "How many directions the features use (RankMe, arXiv 2210.02885), from 1 to their width; no accuracy:"),
+        ("table", ranks),
         ("h2", "Cost"),
         ("table", cost_table(found.costs)),
         ("h2", "What is equal, and what is not"),
@@ -112,10 +124,24 @@ def write_report(output: Path, found: Comparison) -> str:
     for arm, (folder, _) in found.details.items():
         if picture := max((folder / "samples").glob("confusion*.png"), default=None):
             blocks.append(("figure", (picture, f"Confusion matrix of {arm}")))
+    blocks += [("h2", "Made by"), ("p", made_by(output))]
     write_whole(output / "report.md", as_markdown(blocks, output, escaped).encode())
     write_whole(output / "report.html", as_html(blocks).encode())
     shown: list[Block] = [("table", tuned), ("table", frozen), *(("p", sentence) for sentence in verdicts)]
     return f"\n{as_markdown(shown, output)}\nReport: {output / 'report.html'}"
+
+
+def made_by(output: Path) -> str:
+    """When, by which command, with which versions and on which hardware a report was made."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("masked-patch-pretraining", "torch", "accelerate"))
+    gpus = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    model = Path("/proc/cpuinfo")
+    lines = model.read_text(encoding="utf-8").splitlines() if model.exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return (
+        f"{datetime.now():%Y-%m-%d %H:%M}; mpp compare --config {output / 'config.toml'} --output {output}; "
+        f"{packages}, Python {platform.python_version()}; {gpus or f'{os.cpu_count()} cores of {cpu}'}."
+    )
 
 
 def results_csv(findings: list[Finding]) -> bytes:
@@ -138,7 +164,7 @@ def table_of(findings: list[Finding], arms: list[str], rows: list[tuple[str, int
     header = ["", *arms, *(f"{subject} - {arm}" for arm in others)]
     body = []
     for protocol, labels in rows:
-        scale = 0.01 if protocol == "effective rank" else 1.0  # not a share: cancels the factor 100 of `points`
+        scale = 0.01 if protocol == RANK else 1.0  # not a share: cancels the factor 100 of `points`
         cells = [interval([scale * v for v in cell_values(findings, arm, protocol, labels)]) for arm in arms]
         gaps = [difference(findings, subject, arm, protocol, labels) for arm in others]
         shown = [points(*cell) for cell in cells]
@@ -281,7 +307,7 @@ def as_html(blocks: list[Block]) -> str:
             body = "".join(
                 "<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in row) + "</tr>" for row in rows
             )
-            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+            parts.append(f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
         elif kind == "figure":
             path, caption = content
             data = base64.b64encode(path.read_bytes()).decode()
@@ -299,6 +325,7 @@ _PAGE = """<!doctype html>
 <title>What is the gain from pretraining?</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }

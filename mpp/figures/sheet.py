@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from mpp.data.bands import displayed
 from mpp.errors import printable
@@ -36,6 +37,20 @@ def paint_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: 
         sheet.paste(picture.resize(size, enlarged), (left, top))
         pen.text((left, top + line), _cut(printable(caption), side), fill="black", font=_font())
     return torch.from_numpy(rearrange(np.asarray(sheet), "h w c -> c h w").copy())
+
+
+def paint_rows(rows: Tensor, headings: Sequence[str], nrow: int = 2) -> Tensor:
+    """Rows of equally wide panels, uint8 (B, C, H, W), `nrow` beside one another, under the panels' headings: uint8
+    (3, height, width)."""
+    grid = make_grid(rows, nrow=nrow, padding=_GAP, pad_value=255)  # (3, height, width)
+    width = rows.shape[-1] / len(headings)
+    band = Image.new("RGB", (grid.shape[-1], _LINE), "white")
+    pen = ImageDraw.Draw(band)
+    for row in range(min(nrow, len(rows))):
+        for panel, heading in enumerate(headings):
+            left = _GAP + row * (rows.shape[-1] + _GAP) + panel * width
+            pen.text((left + 4, 2), _cut(heading, int(width) - 4), fill="black", font=_font())
+    return torch.cat([torch.from_numpy(rearrange(np.asarray(band), "h w c -> c h w").copy()), grid], dim=1)
 
 
 def _cut(text: str, width: int) -> str:

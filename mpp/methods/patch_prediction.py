@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mpp.config.commands import Pretrain
+from mpp.config.derived import target_parts
 from mpp.data.augment import View
 from mpp.data.bands import displayed
 from mpp.data.batches import readable, refuse_too_many, to_device
@@ -28,6 +29,7 @@ from mpp.data.streams import Stream
 from mpp.data.training_set import Reading, training_set
 from mpp.errors import UserError
 from mpp.evaluation.quick_probe import QuickProbe
+from mpp.figures.sheet import paint_rows
 from mpp.methods.targets import make_target, mean_of_nearest_visible, paint_patches
 from mpp.models.vit import ViT
 from mpp.run.machine import workers_of
@@ -62,6 +64,7 @@ class PatchPrediction(ABC):
     """A method of patch prediction on one set of images: the `Job` that the training loop is given."""
 
     in_pairs = False
+    heading = "corrupted"  # of what the model sees, in pictures
 
     def __init__(
         self, config: Pretrain, vit: ViT, accelerator: Accelerator, train: Images | Stream, evaluated: Images
@@ -191,8 +194,8 @@ class PatchPrediction(ABC):
         }
 
     def pictures(self, model: nn.Module) -> dict[str, Tensor]:
-        """Held-out images in rows: input | what the model sees | predicted | true, the last two for each part of a
-        summed target."""
+        """A sheet of held-out images in rows: input | what the model sees | predicted | true, the last two for each
+        part of a summed target."""
         if not self.config.eval.pictures:
             return {}
         batch = next(self._eval_batches(0, 1, self.config.eval.pictures), None)
@@ -206,7 +209,11 @@ class PatchPrediction(ABC):
             columns += [paint_patches(images, places, patches) for patches in pair]
         row = torch.cat([nn.functional.pad(x[:, self.display], [1] * 4, value=255) for x in columns], dim=-1)
         zoom = max(1, 128 // images.shape[-1])
-        return {"input_corrupted_predicted_true": repeat(row, "b c h w -> b c (h y) (w x)", y=zoom, x=zoom)}
+        rows = repeat(row, "b c h w -> b c (h y) (w x)", y=zoom, x=zoom).cpu()
+        parts = list(target_parts(self.config.data.target))
+        each = [("predicted", "true")] if len(parts) == 1 else [(f"{part}: predicted", "true") for part in parts]
+        headings = ["input", self.heading, *(heading for pair in each for heading in pair)]
+        return {"input_corrupted_predicted_true": paint_rows(rows, headings)[None]}
 
     def look(self, batch: Batch) -> tuple[np.ndarray, list[str]]:
         """Each image, and beside it what the model sees of it."""

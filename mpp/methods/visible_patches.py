@@ -167,6 +167,8 @@ class CrossBlock(nn.Module):
 class VisiblePatches(PatchPrediction):
     """The economical method: --method visible."""
 
+    heading = "visible"
+
     @staticmethod
     def build(config: Pretrain, vit: ViT, num_outputs: int) -> tuple[VisiblePatchModel, HidingDraws]:
         v = config.visible

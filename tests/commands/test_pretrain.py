@@ -108,7 +108,7 @@ def test_sample_pictures_show_four_panels_a_row(finished):
     assert len(paths) == 2
     width, height = Image.open(paths[0]).size
     zoomed = 8 * (16 + 2)  # eight pictures of 16 pixels and a border, two a row, each with four panels
-    assert (width, height) == (2 * 4 * zoomed + 3 * 4, 4 * zoomed + 5 * 4)
+    assert (width, height) == (2 * 4 * zoomed + 3 * 6, 4 * zoomed + 5 * 6 + 18)  # 18 for headings
 
 
 def test_the_resolved_config_repeats_the_run(finished, tmp_path):
