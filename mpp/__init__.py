@@ -35,7 +35,19 @@ _HOMES = {
     "show": "run.folder",
     "UserError": "errors",
 }
-_COMMANDS = ("supervised", "finetune", "probe", "compare", "ablate", "scaling", "predict", "embed", "convert", "doctor")
+_COMMANDS = (
+    "supervised",
+    "finetune",
+    "probe",
+    "compare",
+    "ablate",
+    "scaling",
+    "predict",
+    "embed",
+    "look",
+    "convert",
+    "doctor",
+)
 __all__ = [
     "VARIANTS",
     "Classifier",
@@ -53,6 +65,7 @@ __all__ = [
     "finetune",
     "from_memory",
     "load_images",
+    "look",
     "make_target",
     "predict",
     "pretrain",

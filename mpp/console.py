@@ -23,6 +23,7 @@ from mpp.config import (
     Embed,
     FineTune,
     LinearProbe,
+    Look,
     Pack,
     Predict,
     Pretrain,
@@ -64,6 +65,7 @@ COMMANDS = {
     "scaling": Command(Scaling, "mpp.comparison.scaling:run_scaling", _DATA),
     "predict": Command(Predict, "mpp.commands.predict:run_predict", _RUN_DATA),
     "embed": Command(Embed, "mpp.commands.embed:run_embed", _RUN_DATA),
+    "look": Command(Look, "mpp.commands.look:run_look", _RUN_DATA),
     "convert": Command(Convert, "mpp.commands.convert:run_convert", ("--init",)),
     "pack": Command(Pack, "mpp.commands.pack:run_pack", _DATA),
     "doctor": Command(Doctor, "mpp.commands.doctor:run_doctor", _DATA),
@@ -108,10 +110,12 @@ def _work(config: AnyCommand) -> Any:
     return found
 
 
-def precision_of(config: Run | Compare | Ablate | Scaling | Predict | Embed) -> str:
+def precision_of(config: Run | Compare | Ablate | Scaling | Predict | Embed | Look) -> str:
     """The precision that a command computes in."""
     if isinstance(config, LinearProbe | Predict | Embed):
         return config.precision
+    if isinstance(config, Look):
+        return "fp32"
     if isinstance(config, Ablate | Scaling):
         return config.pretrain.train.precision
     return (config.finetune if isinstance(config, Compare) else config).train.precision

@@ -17,6 +17,7 @@ from mpp.config.commands import (
     FineTune,
     FineTuning,
     LinearProbe,
+    Look,
     Predict,
     Pretrain,
     Pretraining,
@@ -65,6 +66,8 @@ def check(config: Options) -> None:
         _check_predict(config)
     elif isinstance(config, Embed):
         _check_embed(config)
+    elif isinstance(config, Look) and config.init in ("", "scratch"):
+        raise UserError("--init names the run or backbone to look into; give it")
     elif isinstance(config, Doctor):
         _check_doctor(config)
     elif isinstance(config, Convert):

@@ -318,6 +318,36 @@ class Embed(Rehearsed):
 
 
 @dataclass
+class Look(Place):
+    """Look inside a backbone: its filters, positions, attention and features, as pictures with their numbers.
+
+    What the ViT paper shows of the inside (figure 7 and appendix D): principal components of the patch-embedding
+    filters, similarity of position embeddings, how far each head looks by depth, attention rollout, and the patches'
+    features as colours. PNG and CSV files, and TensorBoard. Example:
+
+      mpp look runs/tin photos --output runs/look
+      mpp look timm:vit_base_patch16_224.augreg_in21k photos --only distance rollout
+    """
+
+    init: str = ""
+    """A run's folder, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, .safetensors, .npz of others."""
+    data: Data = but(Data)
+    """The images that distance, rollout and features are of."""
+    only: tuple[Literal["filters", "positions", "distance", "rollout", "features"], ...] = (
+        "filters",
+        "positions",
+        "distance",
+        "rollout",
+        "features",
+    )
+    """What to look at."""
+    images: Count = 128  # Images that distances are means of; the first 16 are painted.
+    img_size: Count | tuple[Count, Count] | None = None
+    """Side of the images in pixels, or height and width. Default: the backbone's; others interpolate its positions."""
+    batch_size: Count = 32  # Images a forward pass.
+
+
+@dataclass
 class Convert:
     """Write a run as timm, transformers, torchvision, ONNX or the ViT authors have it, or read a pickle safely.
 
@@ -391,4 +421,4 @@ class Cache:
 Trained = Pretrain | Supervised | FineTune
 Run = Trained | LinearProbe  # each leaves a run's folder
 Plain = Convert | Pack | Cache | Doctor  # each does without devices
-AnyCommand = Run | Compare | Ablate | Scaling | Predict | Embed | Plain
+AnyCommand = Run | Compare | Ablate | Scaling | Look | Predict | Embed | Plain
