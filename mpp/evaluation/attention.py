@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from einops import rearrange, reduce
@@ -23,6 +24,7 @@ def attention_weights(attention: Attention, x: Tensor) -> Tensor:
 def weights_of_blocks(vit: ViT, images: Tensor) -> Iterator[Tensor]:
     """The attention weights (B, h, T, T) of every block, from the first: images (B, C, H, W) in -1..1."""
     tokens = vit.enter(vit.add_positions(vit.embed(images)))
+    block: Any  # nn.ModuleList says no more than Module
     for block in vit.blocks:
         yield attention_weights(block.attn, block.norm1(tokens))
         tokens = block(tokens)
@@ -82,7 +84,8 @@ def position_similarity(vit: ViT) -> Tensor | None:
     if (absolute := vit.positions()) is not None:
         places = unit(absolute[0, vit.first :].double(), dim=-1)  # (N, D)
         return (places @ places.T).float().detach()
-    tables = [block.attn.relative for block in vit.blocks if block.attn.relative is not None]
+    blocks: list[Any] = list(vit.blocks)
+    tables = [block.attn.relative for block in blocks if block.attn.relative is not None]
     if not tables:
         return None
     height, width = vit.grid
