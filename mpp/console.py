@@ -9,7 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from importlib import import_module, util
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -139,15 +139,10 @@ def call(name: str, config: AnyCommand | Mapping[str, Any] | None = None, **opti
         if options:
             raise UserError("options are in the object that is given; leave the others out")
         return start(config)
-    values = _named({**(config or {}), **options})
-    method = values.pop("method", "")
-    words = as_arguments(values | ({"method": method} if method and isinstance(method, str) else {}))
+    words = as_arguments(_named({**(config or {}), **options}))
     if unknown := [name for name in given(words) if name in ("h", "help") or name.startswith(("help_", "tyro_"))]:
         raise UserError(f"{unknown[0]!r} is no option; names here are those of options, as 'train.steps'")
-    parsed: Any = parse(kind, words)
-    if method and not isinstance(method, str):  # a class, which no command line can give
-        parsed = replace(parsed, method=name_of(method))
-    return start(parsed)
+    return start(parse(kind, words))
 
 
 def _named(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -162,9 +157,21 @@ def _named(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
             value = str(value) if isinstance(value, os.PathLike) else from_memory(value)
         if name.endswith("data.target") and not isinstance(value, str):
-            value = name_of(value)
+            value = name_of(name, value, "of")
+        if name.rpartition(".")[2] == "method" and not isinstance(value, str):
+            value = name_of(name, value, "training_step")
+        if name in ("arms", "others") and isinstance(value, Mapping):
+            value = [_arm(f"{name}.{arm}", source) for arm, source in value.items()]
         found[key] = _named(value, f"{name}.") if isinstance(value, Mapping) else value
     return found
+
+
+def _arm(name: str, source: Any) -> str:
+    """An arm of a comparison as the command line names it: None is one that is known by its name alone."""
+    arm = name.partition(".")[2]
+    if source is None:
+        return arm
+    return f"{arm}={source if isinstance(source, str | os.PathLike) else name_of(name, source, 'training_step')}"
 
 
 def _are_options(value: Any) -> bool:

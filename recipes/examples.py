@@ -1,6 +1,7 @@
 """The toolkit from Python, top to bottom, in two minutes: `python recipes/examples.py [FOLDER]`.
 
-Arrays in memory are pretrained on, probed, fine-tuned on and predicted; then a target and a method of one's own.
+Arrays in memory are pretrained on, probed, fine-tuned on and predicted; then come a target and a method of one's own,
+and a comparison.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def main(args: Sequence[str] | None = None) -> None:
     # 1. Pretrain on an array (N, H, W, C); a tensor, a list of pictures or paths, a datasets.Dataset or a torch Dataset
     # would do, too.
     short = {"steps": 40, "batch_size": 32, "log_every": 10}
-    found = mpp.pretrain(data=train, model=SMALL, train=short, eval={"every": 40}, output=str(runs / "pretrained"))
+    options = {"model": SMALL, "train": short, "optim": {"warmup_steps": 10}, "eval": {"every": 40}}
+    found = mpp.pretrain(data=train, **options, output=str(runs / "pretrained"))
     print(f"pretrained: {found['eval/bin_accuracy']:.1%} of the corrupted patches, in {found['seconds']} s")
 
     # 2. Measure frozen features on labels.
@@ -72,7 +74,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
     # 3. Fine-tune, then name what is in new images.
     found = mpp.finetune(
-        init=str(runs / "pretrained"), data=labelled, train={"steps": 40, "batch_size": 32}, output=str(runs / "tuned")
+        init=str(runs / "pretrained"),
+        data=labelled,
+        train={"steps": 40, "batch_size": 32},
+        optim={"warmup_steps": 10},
+        output=str(runs / "tuned"),
     )
     print(f"fine-tuned: {found['eval/top1']:.1%} of the test images")
     mpp.predict(init=str(runs / "tuned"), data=scenes[test], out=str(runs / "predictions.csv"))
@@ -84,9 +90,20 @@ def main(args: Sequence[str] | None = None) -> None:
     print(f"tokens: {tuple(tokens.shape)}")
 
     # 5. A target and a method of one's own, each a class in place of a name.
-    mine = {"model": SMALL, "train": short, "eval": {"every": 40}}
-    mpp.pretrain(data={"path": train, "target": Brightness}, **mine, output=str(runs / "own-target"))
-    mpp.pretrain(data=train, method=TwoViews, **mine, output=str(runs / "own-method"))
+    mpp.pretrain(data={"path": train, "target": Brightness}, **options, output=str(runs / "own-target"))
+    mpp.pretrain(data=train, method=TwoViews, **options, output=str(runs / "own-method"))
+
+    # 6. Compare the runs, frozen and fine-tuned: report.html. A class would do as an arm, too, and be trained here.
+    mpp.compare(
+        data=labelled,
+        arms={"mpp": runs / "pretrained", "mine": runs / "own-method"},
+        labels=["100"],
+        seeds=[0],
+        probe={"shots": [5]},
+        probe_labels=100,
+        finetune={"train": {"steps": 20}, "optim": {"warmup_steps": 5}},
+        output=str(runs / "compared"),
+    )
     print(f"everything is in {runs}: tensorboard --logdir {runs}")
 
 

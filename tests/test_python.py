@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 import mpp
+from mpp.comparison.arms import trained_here
+from mpp.console import command
 from mpp.data.images import load_images
 from mpp.errors import UserError
 from recipes import examples
@@ -132,6 +134,7 @@ def test_the_examples_run_top_to_bottom(tmp_path, capsys):
     assert results["own-target"]["target"] == "python:Brightness"
     assert results["own-method"]["method"] == "python:TwoViews"
     assert results["own-target"]["eval/bin_accuracy"] > results["own-target"]["eval/baseline_majority"]
+    assert "MPP - mine" in (tmp_path / "compared" / "report.md").read_text()
     assert mpp.show(tmp_path / "pretrained").size[0] > 500
     for own in (examples.Brightness, examples.TwoViews):
         assert len(inspect.getsource(own).splitlines()) < 30
@@ -150,3 +153,47 @@ def test_a_run_on_memory_goes_on_with_the_same_images_and_with_no_others(tmp_pat
     assert found["step"] == 4
     with pytest.raises(UserError, match=r"--data.path"):
         mpp.pretrain(data=ARRAYS[::-1].copy(), train=train | {"steps": 6}, **tiny, resume=True)
+
+
+def test_a_run_by_a_method_of_ones_own_goes_on_with_the_class_and_nowhere_else(tmp_path, monkeypatch):
+    reset_accelerate()
+    options = {
+        "method": examples.TwoViews,
+        "data": {"path": ARRAYS, "target": examples.Brightness},
+        "model": {"img_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2},
+        "optim": {"warmup_steps": 1, "extend": "continue"},
+        "output": str(tmp_path / "run"),
+    }
+    train = {"batch_size": 8, "checkpoint_every": 2}
+    mpp.pretrain(train=train | {"steps": 2}, **options)
+    found = mpp.pretrain(train=train | {"steps": 4}, **options, resume=True)
+    assert (found["step"], found["method"], found["target"]) == (4, "python:TwoViews", "python:Brightness")
+    with pytest.raises(UserError, match=r"other options .*--method python:TwoViews, now mpp"):
+        mpp.pretrain(train=train | {"steps": 6}, **options | {"method": "mpp"}, resume=True)
+    monkeypatch.setattr("mpp.config.own._OWN", {})  # as in another process
+    with pytest.raises(UserError, match="--method python:TwoViews is a class of a Python program: go on from there"):
+        command("pretrain")(["--output", str(tmp_path / "run"), "--resume"])
+
+
+def test_a_method_of_ones_own_is_an_arm_of_a_comparison(monkeypatch):
+    started = []
+    monkeypatch.setattr("mpp.console.start", started.append)
+    mpp.compare(data=(ARRAYS, LABELS), arms={"mpp": None, "mine": examples.TwoViews, "given": "runs/b"})
+    assert started[0].arms == ("mpp", "mine=python:TwoViews", "given=runs/b")
+    arms = trained_here(started[0])
+    assert {name: options.method for name, options in arms.items()} == {"mpp": "mpp", "mine": "python:TwoViews"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": 3}, "method takes a name or a class with a method 'training_step', not 3"),
+        ({"method": "vsible"}, "--method 'vsible' is none of mpp, visible"),
+        ({"data": {"path": ARRAYS, "target": object}}, "data.target takes a name or a class with a method 'of'"),
+    ],
+)
+def test_what_is_no_method_or_target_is_named_in_one_line(options, says):
+    with pytest.raises(UserError, match=says):
+        mpp.pretrain(**options)
+    with pytest.raises(UserError, match=r"--pretrain\.method python:TwoViews: name it as an arm"):
+        mpp.compare(pretrain={"method": examples.TwoViews})

@@ -15,6 +15,7 @@ from mpp.config.command_line import options_of, overlaid, without_shape
 from mpp.config.commands import Compare, Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import Data, LabelledAugment, LabelledData, LabelledTrain, Model, PooledModel, ProbedEval
+from mpp.config.own import is_own
 from mpp.config.presets import find_preset, read_toml
 from mpp.config.schedule import refuse_epochs
 from mpp.data.identity import Identity
@@ -118,7 +119,7 @@ def start_of(config: Compare, name: str, source: str, values: dict[str, Any]) ->
 
 def is_given(source: str) -> bool:
     """Whether an arm's source is a backbone that is there already."""
-    return source != "" and not preset_of(source)[0]
+    return source != "" and not is_own(source) and not preset_of(source)[0]
 
 
 def trained_here(config: Compare, curves: bool = True) -> dict[str, Pretrain | Supervised]:
@@ -128,7 +129,10 @@ def trained_here(config: Compare, curves: bool = True) -> dict[str, Pretrain | S
     for name, source in sources(config).items():
         if is_given(source):
             continue
-        values = read_toml(preset_of(source)[0]) if source else METHODS.get(name, {})
+        if is_own(source):
+            values: dict[str, Any] = {"method": source}
+        else:
+            values = read_toml(preset_of(source)[0]) if source else METHODS.get(name, {})
         options = _pretraining(config, values, f"{name}={source}", start_of(config, name, source, values))
         options = _with_curve(options, config) if curves else options
         found[name] = _supervised(config, options) if name == "supervised" else options

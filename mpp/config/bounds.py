@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
 
+from mpp.config.own import is_own, own
 from mpp.errors import UserError
 
 T = TypeVar("T")
@@ -27,6 +28,13 @@ class Within:
 
     allows: Callable[[float], bool]
     says: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The names that an option takes. From Python it takes a class in place of one, too."""
+
+    names: tuple[str, ...]
 
 
 Count = Annotated[int, Within(lambda n: 0 < n <= LARGEST, f"must be above 0 and at most {LARGEST}")]
@@ -85,6 +93,11 @@ def check_bounds(config: Options) -> None:
             parts = value if isinstance(value, tuple) else (value,)
             if not all(part is None or bound.allows(part) for part in parts):
                 raise UserError(f"{option_name(name)} {value} {bound.says}")
+        for choice in notes(hint, OneOf):
+            if is_own(value):
+                own(option_name(name), value)
+            elif value not in choice.names:
+                raise UserError(f"{option_name(name)} {value!r} is none of {', '.join(choice.names)}")
 
 
 def option_name(name: str) -> str:

@@ -26,6 +26,7 @@ from mpp.config.commands import (
 )
 from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
 from mpp.config.options import Augment, Data, MeasuredData, Rehearsed, Source, Training
+from mpp.config.own import is_own
 from mpp.config.schedule import refuse_epochs, warn_of_long_warmup
 from mpp.errors import UserError, renamed
 
@@ -248,6 +249,10 @@ def _check_pretraining_of(config: Compare | Ablate | Scaling) -> None:
     """The arms that are pretrained as part of a command."""
     if len(set(config.pretrain_seeds)) < len(config.pretrain_seeds):
         raise UserError("--pretrain-seeds must be one or more, each given once")
+    if is_own(config.pretrain.method):
+        raise UserError(
+            f"--pretrain.method {config.pretrain.method}: name it as an arm, as in arms={{'mine': ItsClass}}"
+        )
     refuse_epochs(config.pretrain.train, "pretrain.")
     with renamed("--", "--pretrain.", texts(config)):
         check_pretraining(config.pretrain)

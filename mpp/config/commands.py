@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from mpp.config.bounds import Count, Once, Share, UpTo1, Whole, but
+from mpp.config.bounds import Count, Once, OneOf, Share, UpTo1, Whole, but
 from mpp.config.options import (
     Augment,
     Corrupt,
@@ -38,7 +38,7 @@ from mpp.config.options import (
 class Pretraining(Seeded):
     """Pretraining of the arms that are not given: by masked patch prediction and, on the same images, with labels."""
 
-    method: Literal["mpp", "visible"] = "mpp"
+    method: Annotated[str, OneOf(("mpp", "visible"))] = "mpp"
     """mpp: the encoder sees corrupted patches among the others (the ViT paper); visible: it sees a quarter of the
     patches and a light decoder predicts hidden ones (after MAE), which learns more in the same time."""
     data: PretrainData = but(PretrainData)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mpp.config.bounds import Options, option_name
+from mpp.config.bounds import OneOf, Options, option_name
 from mpp.config.words import SHORT
 
 _WIDTH = 80
@@ -100,6 +100,10 @@ def _usage(option: Option, options: list[Option]) -> str:
 def _values(hint: Any) -> str:
     """What an option takes: INT, {auto,pad}, FLOAT FLOAT, INT ..."""
     parts = get_args(hint)
+    if choices := [
+        name for note in getattr(hint, "__metadata__", ()) if isinstance(note, OneOf) for name in note.names
+    ]:
+        return f"{{{','.join(choices)}}}"
     if get_origin(hint) is Annotated:
         return _values(parts[0])
     if get_origin(hint) is Literal:

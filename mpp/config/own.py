@@ -10,9 +10,12 @@ PREFIX = "python:"
 _OWN: dict[str, Any] = {}
 
 
-def name_of(thing: Any) -> str:
-    """Give a class or an object a name that options take in this process: python:ItsClass."""
+def name_of(option: str, thing: Any, verb: str) -> str:
+    """Give a class or an object a name that options take in this process: python:ItsClass. Raises UserError if it has
+    no method `verb`, as what `option` takes has."""
     kind = thing if isinstance(thing, type) else type(thing)
+    if not callable(getattr(kind, verb, None)):
+        raise UserError(f"{option} takes a name or a class with a method {verb!r}, not {thing!r:.80}")
     name = f"{PREFIX}{kind.__qualname__}".replace("*", "").replace("+", "")
     _OWN[name] = thing
     return name

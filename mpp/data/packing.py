@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from mpp.data.bands import as_type, with_channels
 from mpp.data.decode import Opened, Unreadable, channels_of, size_as_seen, values

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from mpp.data.augment import normalise
 from mpp.data.loader import Batch

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from einops import repeat
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from mpp.config.commands import Pretrain
 from mpp.config.derived import target_parts
