@@ -133,14 +133,19 @@ def write_report(output: Path, found: Comparison) -> str:
 
 def made_by(output: Path) -> str:
     """When, by which command, with which versions and on which hardware a report was made."""
+    return f"{made_with()} mpp compare --config {output / 'config.toml'} --output {output}"
+
+
+def made_with() -> str:
+    """When, with which versions and on which hardware something is made."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("masked-patch-pretraining", "torch", "accelerate"))
     gpus = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     model = Path("/proc/cpuinfo")
     lines = model.read_text(encoding="utf-8").splitlines() if model.exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return (
-        f"{datetime.now():%Y-%m-%d %H:%M}; mpp compare --config {output / 'config.toml'} --output {output}; "
-        f"{packages}, Python {platform.python_version()}; {gpus or f'{os.cpu_count()} cores of {cpu}'}."
+        f"{datetime.now():%Y-%m-%d %H:%M}; {packages}, Python {platform.python_version()}; "
+        f"{gpus or f'{os.cpu_count()} cores of {cpu}'}."
     )
 
 
@@ -297,7 +302,7 @@ def as_markdown(blocks: list[Block], folder: Path, to: Callable[[str], str] = pr
     return "\n".join(lines)
 
 
-def as_html(blocks: list[Block]) -> str:
+def as_html(blocks: list[Block], title: str = "What is the gain from pretraining?") -> str:
     """Blocks as one HTML file with the pictures in it."""
     parts = []
     for kind, content in blocks:
@@ -317,12 +322,12 @@ def as_html(blocks: list[Block]) -> str:
             )
         else:
             parts.append(f"<{kind}>{html.escape(printable(content))}</{kind}>")
-    return _PAGE.replace("BODY", "\n".join(parts))
+    return _PAGE.replace("TITLE", html.escape(title)).replace("BODY", "\n".join(parts))
 
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>What is the gain from pretraining?</title>
+<title>TITLE</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 .scroll { overflow-x: auto; }
