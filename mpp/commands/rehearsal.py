@@ -32,7 +32,7 @@ from mpp.training.clock import Clock, cuda_mark
 from mpp.training.flops import peak_flops
 from mpp.training.job import Job
 from mpp.training.learner import Learner
-from mpp.training.loop import began_as, is_evaluated_first, take_step, what_is_done
+from mpp.training.loop import asks_what_is_forgotten, began_as, take_step, what_is_done
 
 _FEWEST, _MOST, _SECONDS = 3, 50, 5.0  # steps that are measured, and for how long
 _EVALUATED = 10.0  # seconds, up to which all held-out images are evaluated, else a part
@@ -94,7 +94,7 @@ def evaluations_of(config: Trained, start: Start) -> int:
     """How many evaluations are to come."""
     every, steps = config.eval.every, config.train.steps
     due = steps // every - start.step // every + (steps % every != 0 and start.step < steps)
-    return due + (start.unevaluated or start.step >= steps or (start.step == 0 and is_evaluated_first(config)))
+    return due + (start.unevaluated or start.step >= steps or (start.step == 0 and asks_what_is_forgotten(config)))
 
 
 def _steps(job: Job, config: Trained, share: Share, start: Start, learner: Learner, flops: int) -> dict[str, Any]:

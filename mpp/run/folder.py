@@ -87,12 +87,6 @@ class Records:
             write_whole(self.metrics_file, "".join(as_json(line) + "\n" for line in filter(None, merged)).encode())
             self.trackers.log({name: value for name, value in values.items() if name != "epoch"}, step)
 
-    def show(self, step: int, values: dict[str, float]) -> None:
-        """Values for the trackers alone."""
-        if self.accelerator.is_main_process:
-            with writing(self.folder):
-                self.trackers.log(values, step)
-
     def close(self) -> None:
         """Have everything logged on the disk."""
         with writing(self.folder):

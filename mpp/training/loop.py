@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from mpp.config.commands import Pretrain, Trained
+from mpp.config.commands import Trained
 from mpp.config.schedule import told
 from mpp.data.batches import Feed
 from mpp.data.loader import Share
@@ -58,10 +58,10 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
                 raise Stopped(start.step)
             if start.unevaluated:
                 progress.add(evaluated, start.positions)
-        elif start.step == 0 and is_evaluated_first(config):
+        elif start.step == 0 and asks_what_is_forgotten(config):
             if not (evaluated := progress.evaluate()):
                 raise Stopped(0)
-            progress.begin(evaluated, start.positions, asks_what_is_forgotten(config))
+            progress.add(evaluated, start.positions)
         for step in range(start.step + 1, options.steps + 1):
             parts, norm = take_step(job, learner, feed, share, step, progress.clock.waiting_for_data)
             skipped = nonfinite.skips(step, norm, parts, feed.samples)
@@ -128,11 +128,6 @@ def take_step(
             accelerator.backward(loss)
         parts.append({"loss": loss.detach()} | values)
     return parts, learner.clip_gradients()
-
-
-def is_evaluated_first(config: Trained) -> bool:
-    """Whether there is an evaluation before the first step: curves of pretraining begin with the untrained model."""
-    return isinstance(config, Pretrain) or asks_what_is_forgotten(config)
 
 
 def asks_what_is_forgotten(config: Trained) -> bool:

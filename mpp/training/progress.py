@@ -92,7 +92,7 @@ class Progress:
             model = self.learner.evaluated().eval()
             with torch.no_grad():
                 self.metrics = {f"eval/{name}": value for name, value in self.job.evaluate(model).items()}
-                if self.accelerator.is_main_process and self.step:
+                if self.accelerator.is_main_process:
                     self.records.pictures(self.step, self.job.pictures(model))
             self.learner.model.train()
         if self.accelerator.is_main_process and self.step > self.first:
@@ -103,13 +103,6 @@ class Progress:
         """A line of metrics.jsonl and TensorBoard, if there are values."""
         if values:
             self.records.log(self.step, {"epoch": self.job.data.epoch(self.step, positions)} | values)
-
-    def begin(self, values: dict[str, float], positions: Positions, lasting: bool) -> None:
-        """What the model was worth before its first step: to the trackers, and `lasting` into metrics.jsonl, too."""
-        if lasting:
-            self.add(values, positions)
-        else:
-            self.records.show(0, values)
 
     def add(self, values: dict[str, float], positions: Positions) -> None:
         """What an evaluation found that a stop had cut: into the line of its step."""

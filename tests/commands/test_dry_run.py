@@ -83,7 +83,7 @@ def test_a_pretraining_tells_images_model_steps_memory_and_time_and_makes_no_fol
     assert said["training"] == "6 steps of 8 images: 1.3 epochs of 36"
     assert said["first batch"].startswith("(8, 3, 16, 16) uint8")
     assert said["time"].startswith(f"{told_time(found['seconds'])}: 6 steps of")
-    assert found["evaluations"] == 3  # the first of them before the first step
+    assert found["evaluations"] == 2
     assert found["eval_images"] == found["evaluated"] == 4
     assert 50 << 20 < found["peak_process_bytes"] < 64 << 30
     parts = [found["steps"] * found["seconds_a_step"], found["evaluations"] * found["seconds_an_evaluation"]]
@@ -135,7 +135,7 @@ def test_evaluations_are_counted_as_the_loop_makes_them(steps, every, done):
     due = [step for step in range(done + 1, steps + 1) if step % every == 0 or step == steps]
     count = len(due) or 1  # a run that is done is evaluated again
     config = Pretrain(train=Train(steps=steps), eval=PretrainEval(every=every))
-    assert evaluations_of(config, Start(step=done)) == count + (done == 0)  # before the first step, too
+    assert evaluations_of(config, Start(step=done)) == count
     tuned = Supervised(train=LabelledTrain(steps=steps), eval=ProbedEval(every=every))
     assert evaluations_of(tuned, Start(step=done)) == count
     again = dataclasses.replace(tuned, init="runs/x", eval=ProbedEval(every=every, probe="shapes"))
@@ -229,5 +229,5 @@ def test_of_runs_that_differ_in_seed_length_or_decay_one_is_rehearsed_for_all(tm
     seconds = rehearsal_of_comparisons.rehearsed(pieces, main)
     assert [config.optim.name for config in asked] == ["muon", "sgd", "muon"]
     assert all(config.dry_run for config in asked)
-    assert list(seconds.values()) == [100 * 2 + 3 * 11, 300 * 2 + 7 * 11, 233, 233]
+    assert list(seconds.values()) == [100 * 2 + 2 * 11, 300 * 2 + 6 * 11, 222, 222]
     assert "[1/3] run 0, for 2 like it" in capsys.readouterr().out
