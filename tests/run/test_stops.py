@@ -100,7 +100,7 @@ def test_a_signal_while_packing_ends_it_and_the_same_command_goes_on(tmp_path, m
         put(tmp_path / "set" / "a" / f"{number}.png", number)
     options = ["--data.path", str(tmp_path / "set"), "--out", str(tmp_path / "set.mpp")]
     with monkeypatch.context() as patch:
-        signalled(patch, packing, "_decoded", at=5)
+        signalled(patch, packing, "decoded", at=5)
         assert not pack(options)
     assert "stopped; the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "set.mpp").exists()
@@ -127,7 +127,7 @@ def test_ctrl_c_twice_ends_at_once_and_unlocks(tmp_path, stage):
         put(tmp_path / "set" / "a" / f"{number}.png", number)
     function, args = {
         "training": ("methods.masked_patches:MaskedPatches.training_step", ["pretrain", *SMALL, "--output", "run"]),
-        "packing": ("data.packing:_decoded", ["pack", "--data.path", "set", "--out", "set.mpp"]),
+        "packing": ("data.packing:decoded", ["pack", "--data.path", "set", "--out", "set.mpp"]),
     }[stage]
     swallows = stage == "packing"  # the first Ctrl-C, as code of others may that catches everything
     code = f"""
