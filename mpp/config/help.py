@@ -20,6 +20,11 @@ _MAIN = {
     *(
         "over",
         "equal",
+        "parts",
+        "arm",
+        "curves",
+        "steps",
+        "shares",
         "pretrain_seeds",
         "labels",
         "seeds",
