@@ -124,6 +124,8 @@ def inside(setting: Setting) -> list[Block]:
         ("p", "Claim: the model attends to what matters for the class (there: of a supervised model)."),
         ("figure", (run / "rollout.png", "Attention rollout")),
         ("figure", (run / "features.png", "Components of the patches' features")),
+        ("figure", (run / "predictions.png", "What the run of part masked predicts, and its best and worst patches")),
+        ("figure", (run / "confusion.png", "Which colours it takes for which")),
         ("p", f"Command: {line}"),
     ]
 

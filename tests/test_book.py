@@ -13,7 +13,7 @@ def test_a_part_has_claim_figure_number_and_command_and_is_not_made_twice(tmp_pa
     page = (tmp_path / "book" / "book.html").read_text()
     for text in ("Claim: ", "Command: mpp pretrain", "Command: mpp look", "mean attention distance", "Not here"):
         assert text in page
-    assert page.count("<img") == 6
+    assert page.count("<img") == 8
     said = capsys.readouterr().out
     assert "mpp pretrain" in said
     main(words)

@@ -319,31 +319,37 @@ class Embed(Rehearsed):
 
 @dataclass
 class Look(Place):
-    """Look inside a backbone: its filters, positions, attention and features, as pictures with their numbers.
+    """Look inside a backbone, and at what a pretraining run predicts, as pictures with their numbers.
 
     What the ViT paper shows of the inside (figure 7 and appendix D): principal components of the patch-embedding
     filters, similarity of position embeddings, how far each head looks by depth, attention rollout, and the patches'
-    features as colours. PNG and CSV files, and TensorBoard. Example:
+    features as colours. Of a pretraining run, which has its head in its checkpoints, also its predictions with the best
+    and the worst patches, and which colours it takes for which. PNG and CSV files, and TensorBoard. Examples:
 
-      mpp look runs/tin photos --output runs/look
-      mpp look timm:vit_base_patch16_224.augreg_in21k photos --only distance rollout
+      mpp look runs/tin --output runs/look
+      mpp look runs/tin photos --only predictions confusion --images 1000
+      mpp look timm:vit_base_patch16_224.augreg_in21k photos --only distance rollout --beside runs/tin
     """
 
     init: str = ""
     """A run's folder, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, .safetensors, .npz of others."""
-    data: Data = but(Data)
-    """The images that distance, rollout and features are of."""
-    only: tuple[Literal["filters", "positions", "distance", "rollout", "features"], ...] = (
+    data: Data = but(Data, path="")
+    """The images. Default: those that the pretraining run of --init held out; of other backbones `shapes`."""
+    only: tuple[Literal["filters", "positions", "distance", "rollout", "predictions", "confusion", "features"], ...] = (
         "filters",
         "positions",
         "distance",
         "rollout",
+        "predictions",
+        "confusion",
         "features",
     )
-    """What to look at."""
-    images: Count = 128  # Images that distances are means of; the first 16 are painted.
+    """What to look at. predictions and confusion need a pretraining run; what is left out is said."""
+    beside: str = ""  # A second backbone, as --init, whose attention distance is painted beside the first one's.
+    images: Count = 128  # Images that are measured; the first 16 are painted.
     img_size: Count | tuple[Count, Count] | None = None
-    """Side of the images in pixels, or height and width. Default: the backbone's; others interpolate its positions."""
+    """Side of the images in pixels, or height and width. Default: the backbone's; others interpolate its positions.
+    Predictions are made at the size of the training."""
     batch_size: Count = 32  # Images a forward pass.
 
 

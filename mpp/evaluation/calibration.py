@@ -26,6 +26,19 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float(np.abs(gaps).sum() / max(1, len(confidence)))
 
 
+def calibration_table(
+    confidence: np.ndarray, right: np.ndarray, bins: int = 15
+) -> list[tuple[float, float, int, float, float]]:
+    """Bins of confidence of equal width that hold any: (from, to, how many, mean confidence, accuracy), of (M,)."""
+    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    found = []
+    for place in np.unique(places):
+        here = places == place
+        mean, accuracy = float(confidence[here].mean()), float(right[here].mean())
+        found.append((place / bins, (place + 1) / bins, int(here.sum()), mean, accuracy))
+    return found
+
+
 def best_temperature(scores: Tensor, labels: Tensor) -> float:
     """The temperature by which scores (M, classes) are divided for the lowest cross-entropy of labels (M,)."""
     scores = scores.double()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from mpp.data.bands import displayed
+from mpp.errors import printable
 
 _COLOURS = "viridis"  # told apart by the colour-blind, and in grey
 
@@ -53,26 +56,30 @@ def paint_positions(similarity: Tensor, grid: tuple[int, int], kind: str) -> Fig
     return figure
 
 
-def paint_distances(distances: Tensor, uniform: float, images: int) -> Figure:
-    """Mean attention distance of each head against depth, (depth, heads) in pixels; uniform attention's is a line."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    depth, heads = distances.shape
-    blocks = np.arange(1, depth + 1)
-    for head in range(heads):
-        axes.plot(blocks, distances[:, head], "o", color="#0072B2", alpha=0.6, label=None if head else "a head")
-    axes.plot(blocks, distances.mean(1), color="#D55E00", label="mean of the heads")
-    axes.axhline(uniform, color="black", linestyle=":", label="uniform attention")
-    axes.set(
-        xlabel="block",
-        ylabel="mean attention distance, pixels",
-        xticks=blocks,
-        ylim=(0, None),
-        title=f"How far attention looks, over {images} images",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
+def paint_distances(models: Mapping[str, tuple[Tensor, float]], images: int) -> Figure:
+    """Mean attention distance of each head against depth, a panel a model: its name, the distances (depth, heads) in
+    pixels, and uniform attention's."""
+    figure = Figure(figsize=(5.4 * len(models) + 1, 4.2), layout="constrained")
+    figure.suptitle(f"How far attention looks, over {images} images")
+    every = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
+    for axes, (name, (distances, uniform)) in zip(every, models.items(), strict=True):
+        depth, heads = distances.shape
+        blocks = np.arange(1, depth + 1)
+        for head in range(heads):
+            axes.plot(blocks, distances[:, head], "o", color="#0072B2", alpha=0.6, label=None if head else "a head")
+        axes.plot(blocks, distances.mean(1), color="#D55E00", label="mean of the heads")
+        axes.axhline(uniform, color="black", linestyle=":", label="uniform attention")
+        axes.set(xlabel="block", xticks=blocks, ylim=(0, None))
+        axes.set_title(_dollars(name), fontsize=9)
+        axes.grid(alpha=0.3)
+    every[0].set_ylabel("mean attention distance, pixels")
+    every[0].legend()
     return figure
+
+
+def _dollars(name: str) -> str:
+    """A name that matplotlib does not take for a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def paint_rollout(images: np.ndarray, flows: np.ndarray) -> Figure:
@@ -90,5 +97,5 @@ def paint_rollout(images: np.ndarray, flows: np.ndarray) -> Figure:
         left.imshow(rearrange(image[displayed(len(image))], "c h w -> h w c"), cmap="gray")
         shown = right.imshow(flow * flow.size, cmap=_COLOURS, vmin=0, vmax=float((flows * flow.size).max()))
     if shown is not None:
-        figure.colorbar(shown, ax=every, shrink=0.8)
+        figure.colorbar(shown, ax=every, label="share of the patch (1 = an equal share)", shrink=0.8)
     return figure

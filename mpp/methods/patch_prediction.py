@@ -168,7 +168,7 @@ class PatchPrediction(ABC):
         exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
         sums = torch.zeros(4, dtype=exact, device=device)  # loss, right, right by neighbours, images
         counts = torch.zeros(self.target.cells, self.target.num_bins, dtype=torch.int64, device=device)
-        for batch in self._eval_batches(self.accelerator.process_index, self.accelerator.num_processes):
+        for batch in self.eval_batches(self.accelerator.process_index, self.accelerator.num_processes):
             images = batch["images"]
             predictions, targets = self.predict(model, batch)
             truth = self.target.bins(targets)  # (B, K, cells)
@@ -198,7 +198,7 @@ class PatchPrediction(ABC):
         part of a summed target."""
         if not self.config.eval.pictures:
             return {}
-        batch = next(self._eval_batches(0, 1, self.config.eval.pictures), None)
+        batch = next(self.eval_batches(0, 1, self.config.eval.pictures), None)
         if batch is None:  # not one of these images can be read
             return {}
         batch = self.to_picture(batch)
@@ -220,7 +220,9 @@ class PatchPrediction(ABC):
         images, seen = batch["images"][:, self.display], self.seen(batch)[:, self.display]
         return torch.cat([images, torch.full_like(images[..., :1], 255), seen], dim=-1).numpy(), []
 
-    def _eval_batches(self, rank: int, world_size: int, only: int | None = None) -> Iterator[Batch]:
+    def eval_batches(self, rank: int, world_size: int, only: int | None = None) -> Iterator[Batch]:
+        """A process's batches of the held-out images, or of the first `only` of them, each with its choice of patches:
+        always the same."""
         images = (
             self.eval_images if only is None else Subset(self.eval_images, np.arange(min(only, len(self.eval_images))))
         )

@@ -248,6 +248,20 @@ class WeightedSum:
         ]
 
 
+def colour_part(target: Target) -> int | None:
+    """Which of a target's parts shows colours; None if none does."""
+    if isinstance(target, WeightedSum):
+        return target.main if colour_part(target.parts[target.main]) is not None else None
+    return 0 if isinstance(target, ColourBins | Pixels) else None
+
+
+def bin_probabilities(target: Target, predictions: Tensor) -> Tensor | None:
+    """The probability of every bin: (B, K, num_outputs) -> (B, K, cells, num_bins); None for regressions."""
+    if isinstance(target, WeightedSum):
+        return bin_probabilities(target.parts[target.main], target._outputs(predictions)[target.main])
+    return target._logits(predictions).float().softmax(-1) if isinstance(target, ColourBins) else None
+
+
 def mean_of_nearest_visible(clues: Tensor, grid: tuple[int, int], indices: Tensor, hidden: Tensor) -> Tensor:
     """The neighbours baseline: guess each predicted patch from the nearest visible patches.
 
