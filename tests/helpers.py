@@ -159,8 +159,10 @@ def declared_png(side):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\x00")) + chunk(b"IEND", b"")
 
 
-def write_shards(folder: Path, shards: int, each: int, damaged: int | None = None) -> Path:
-    """WebDataset shards of small PNGs; image number `damaged` is cut short."""
+def write_shards(
+    folder: Path, shards: int, each: int, damaged: int | None = None, label: Callable[[int], str] | None = "1".format
+) -> Path:
+    """WebDataset shards of small PNGs with labels; image number `damaged` is cut short."""
     folder.mkdir(parents=True, exist_ok=True)
     images = load_images("shapes", size=(16, 16)).read(range(shards * each))
     for number in range(shards):
@@ -169,7 +171,7 @@ def write_shards(folder: Path, shards: int, each: int, damaged: int | None = Non
                 file = io.BytesIO()
                 images[i].save(file, "PNG")
                 data = file.getvalue()[:60] if i == damaged else file.getvalue()
-                for extension, content in (("png", data), ("cls", b"1")):
+                for extension, content in (("png", data), *([("cls", label(i).encode())] if label else [])):
                     info = tarfile.TarInfo(f"{i:06d}.{extension}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))

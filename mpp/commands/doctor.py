@@ -19,7 +19,7 @@ from mpp.data.bands import RANGES, Bands
 from mpp.data.examine import Examined, examine
 from mpp.data.images import open_images, with_bands
 from mpp.data.parts import Parts
-from mpp.data.sources.path import is_stream, split_names
+from mpp.data.sources.path import is_unlabelled_stream, split_names
 from mpp.data.streams import Stream
 from mpp.errors import UserError, counted, listed, printable, renamed
 from mpp.evaluation.predictions import write_table
@@ -77,7 +77,7 @@ def looked_through(data: Source, workers: int | None) -> list[Examined]:
     """Every split of a set, examined."""
     found = []
     for split in split_names(data.path, data.config):
-        if is_stream(data.path, data.config):
+        if is_unlabelled_stream(data.path, data.config):
             parts = Parts(Stream.open(data.path, split, data.image_column, data.config, "skip"))
         else:
             parts = Parts(open_images(data, split))

@@ -21,7 +21,7 @@ from mpp.data.images import HeldOut, Images
 from mpp.data.loader import Batch
 from mpp.data.parts import Parts
 from mpp.data.sources.classes import class_name
-from mpp.data.sources.path import is_stream
+from mpp.data.sources.path import is_unlabelled_stream
 from mpp.data.splits import measured_split, open_measured, open_whole
 from mpp.data.streams import Stream
 from mpp.errors import listed, renamed, warn
@@ -87,8 +87,8 @@ def run_predict(config: Predict, accelerator: Accelerator) -> dict[str, Any]:
 
 def open_predicted(data: Data, size: tuple[int, int]) -> Images | Stream:
     """The images to predict, with labels or without: the split --data.eval-split, else the only one, else test, else
-    validation. WebDataset shards are read in order, without labels."""
-    if not is_stream(data.path, data.config):
+    validation. WebDataset shards without labels are read in order."""
+    if not is_unlabelled_stream(data.path, data.config):
         return open_measured(data, size, alone=True, unlabelled=True)
     split = measured_split(data, alone=True)[0]
     return open_whole(dataclasses.replace(data, split=split, eval_split=None), size)

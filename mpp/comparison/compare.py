@@ -40,7 +40,7 @@ from mpp.config.presets import read_toml
 from mpp.data.identity import Identity
 from mpp.data.images import Images, bands_of, open_images
 from mpp.data.loader import share_of
-from mpp.data.sources.path import is_stream
+from mpp.data.sources.path import is_unlabelled_stream
 from mpp.data.splits import open_fitted, open_labelled
 from mpp.data.survey import noted
 from mpp.errors import UserError, is_first_process, renamed
@@ -306,7 +306,7 @@ def as_labels_allow(config: Compare) -> Compare:
         return config
     data = config.pretrain.data
     with renamed("--data", "--pretrain.data", texts(config)):
-        if not is_stream(data.path, data.config):
+        if not is_unlabelled_stream(data.path, data.config):
             names = open_images(data, data.split, height_width(config.pretrain.model.img_size)).label_names or []
             if len(names) > 1:
                 return config

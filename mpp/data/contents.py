@@ -139,13 +139,16 @@ class Listing:
 
     def add(self, name: str | None, content: memoryview, label: str = "") -> None:
         """A part that is some bytes. Without a name, it has that of its content, or of its row if there are many."""
-        row = str(len(self.names))
+        self.add_read(name, content.nbytes, lambda at, size: content[at : at + size], label)
+
+    def add_read(self, name: str | None, size: int, read: Callable[[int, int], Any], label: str = "") -> None:
+        """As `add`, of `size` bytes that `read` (place, how many) gives if they are wanted."""
         if name is None and self.step > 1:
-            name = f"row {row}"
+            name = f"row {len(self.names)}"
         hashed = UNKNOWN
         if name is None or self._wants(name):
-            hashed = _hash(content.nbytes, lambda at, size: content[at : at + size], self.whole)
-        self._add(hashed if name is None else name, f"{content.nbytes}:{hashed}", label)
+            hashed = _hash(size, read, self.whole)
+        self._add(hashed if name is None else name, f"{size}:{hashed}", label)
 
     def contents(self, split: str, kind: str = "image", also: str = "") -> Contents:
         """All that was added."""

@@ -13,9 +13,10 @@ from mpp.config.options import Source
 from mpp.data.bands import Bands
 from mpp.data.contents import Contents
 from mpp.data.decode import Opened, Unreadable
+from mpp.data.sources.labelled_shards import ShardImages
 from mpp.data.sources.memory import is_memory, open_in_memory
 from mpp.data.sources.packed import PackedImages, is_packed
-from mpp.data.sources.path import folders_of_rows, load_table, refuse_class_level, split_names
+from mpp.data.sources.path import folders_of_rows, is_stream, load_table, refuse_class_level, shard_files, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError, printable
@@ -62,8 +63,8 @@ def load_images(
     Args:
         path: `shapes` (built in), a folder of images (with or without class folders), a folder or file of parquet, a
             csv, tsv or jsonl file with paths of images, a folder from `save_to_disk` of `datasets`, a packed file, a
-            name from `mpp.from_memory`, or a hub id. (Folders of WebDataset .tar shards
-            are streamed: `mpp.data.streams`.)
+            name from `mpp.from_memory`, a folder of WebDataset .tar shards, or a hub id. (Shards
+            without labels are better streamed: `mpp.data.streams`.)
         split: "train", "validation", "test", as the set calls them.
         size: (height, width) in pixels of the scenes of `shapes`; other images keep their size.
         image_column, label_column: needed only if several columns fit. For `shapes` the label column is one of
@@ -95,6 +96,11 @@ def load_images(
         if image_column or label_column or labels_file:
             raise UserError(f"{path} is packed and has no other columns: name columns when packing (tools/pack.py)")
         return PackedImages(path, split)
+    if is_stream(path, config):
+        refuse_class_level(path, class_level)
+        if labels_file is not None:
+            raise UserError(f"--data.labels-file {labels_file} is for a folder of images; shards have labels inside")
+        return ShardImages(path, split, shard_files(path, config), image_column, label_column)
     beside = {"labels_file": labels_file, "label_column": label_column}
     tables = {name: partial(load_table, path, name, config, class_level, **beside) for name in splits}
     return TableImages(tables, path, split, image_column, label_column, partial(folders_of_rows, path, split, config))

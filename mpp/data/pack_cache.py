@@ -19,6 +19,7 @@ from mpp.data.decode import Opened, Unreadable, channels_of, size_as_seen, type_
 from mpp.data.images import Images, bands_of
 from mpp.data.packing import forget, pack, verify_sample
 from mpp.data.randomness import Purpose, generator
+from mpp.data.sources.labelled_shards import ShardImages
 from mpp.data.sources.packed import PackedImages
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError
@@ -32,6 +33,9 @@ _LOOKED_AT = 64  # images whose size is checked before a split is packed
 _NOT_AGAIN = 24 * 3600  # seconds in which a set that could not be packed is not tried again
 
 
+_Encoded = TableImages | ShardImages
+
+
 def packed_if_small(images: Images, size: tuple[int, int], seen: int, limit: float) -> Images:
     """Return the split with its pixels in a packed file in the cache, if that changes nothing but the speed.
 
@@ -40,7 +44,7 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int, limit: flo
     the file takes at most 4 GiB, half of the free disk space and, with the rest of the cache, `limit` GB. The file's
     name holds a fingerprint of the content, so a changed set is packed again. Labels and names come from the source.
     """
-    if not (isinstance(images, TableImages) and 0 < len(images) <= seen):
+    if not (isinstance(images, _Encoded) and 0 < len(images) <= seen):
         return images
     channels, some = bands_of(images).channels, _some(images)
     if not all(size_as_seen(image, channels) == size for image in some):
@@ -72,7 +76,7 @@ def packed_if_small(images: Images, size: tuple[int, int], seen: int, limit: flo
     return images if found is None else found
 
 
-def _pack(images: TableImages, path: Path, size: tuple[int, int], channels: int | None, why_not: Path) -> bool:
+def _pack(images: _Encoded, path: Path, size: tuple[int, int], channels: int | None, why_not: Path) -> bool:
     """Pack a split into the cache; returns whether it could be."""
     print(f"packing {len(images):,} small images into {path}, once (--data.no-cache reads the files)")
     origin, splits = os.path.abspath(os.path.expanduser(images.path)), {images.split: images}
@@ -87,7 +91,7 @@ def _pack(images: TableImages, path: Path, size: tuple[int, int], channels: int 
     return True
 
 
-def _cached(path: Path, images: TableImages, size: tuple[int, int], repair: bool = False) -> PackedPixels | None:
+def _cached(path: Path, images: _Encoded, size: tuple[int, int], repair: bool = False) -> PackedPixels | None:
     """The split with its pixels in the packed file at `path`; None if that is not there, or damaged: `repair` removes a
     damaged one."""
     try:

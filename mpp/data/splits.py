@@ -12,9 +12,10 @@ from mpp.config.options import Data, LabelledData
 from mpp.data.images import HeldOut, Images, Subset, bands_of, open_images, with_bands
 from mpp.data.pack_cache import packed_if_small
 from mpp.data.randomness import Purpose, generator
-from mpp.data.sources.path import is_stream, plain_folder, split_names
+from mpp.data.sources.labelled_shards import ShardImages
+from mpp.data.sources.path import is_stream, is_unlabelled_stream, plain_folder, split_names
 from mpp.data.sources.table import TableImages
-from mpp.data.streams import NO_LABELS, Stream, held_out
+from mpp.data.streams import Stream, held_out
 from mpp.data.survey import LOOKED_AT, settled, surveyed
 from mpp.errors import UserError
 
@@ -54,8 +55,6 @@ def _fitted(
     data: LabelledData, size: tuple[int, int], seed: int, seen: int = 0, remembered: set[str] | None = None
 ) -> tuple[Images, HeldOut | None]:
     """The labelled images to fit on, and those held out of the same split; None if another split is measured on."""
-    if is_stream(data.path, data.config):
-        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     train = _open(data, data.split, size)
     names = _label_names(train, data.split, data)
     if data.cache:
@@ -140,8 +139,6 @@ def take_fraction(indices: np.ndarray, fraction: float, seed: int) -> np.ndarray
 def open_measured(data: Data, size: tuple[int, int], alone: bool = False, unlabelled: bool = False) -> Images:
     """The labelled images to be measured on: --data.eval-split, else the set's test, else its validation split; with
     nothing learnt from this set (`alone`), its only split will do. `unlabelled`: the images may have no labels."""
-    if is_stream(data.path, data.config):
-        raise UserError(f"--data.path {data.path}: {NO_LABELS}")
     candidates = measured_split(data, alone)
     split, images = candidates[0], _open(data, candidates[0], size)
     if not images.label_names and len(candidates) > 1 and not unlabelled:  # as the test splits of many published sets
@@ -166,10 +163,11 @@ def measured_split(data: Data, alone: bool) -> list[str]:
 
 
 def open_whole(data: Data, size: tuple[int, int]) -> Images | Stream:
-    """All images of --data.split, with labels or without, by index or streamed; of a set with one split, all."""
+    """All images of --data.split, with labels or without, by index or streamed (shards without labels); of a set with
+    one split, all."""
     splits = split_names(data.path, data.config)
     split = splits[0] if len(splits) == 1 and data.split == Data().split else data.split
-    if not is_stream(data.path, data.config):
+    if not is_unlabelled_stream(data.path, data.config):
         return _open(data, split, size)
     stream = Stream.open(data.path, split, data.image_column, data.config, data.on_error)
     return with_bands(stream, surveyed(held_out(stream, LOOKED_AT), data))
@@ -224,12 +222,14 @@ def _label_names(images: Images, split: str, data: Data) -> list[str]:
         raise UserError(f"--data.path {data.path} has no labels{why} (split {split}){_why_no_labels(images)}")
     if len(names) < 2:
         raise UserError(f"--data.path {data.path} has one class only ({names[0]}): there is nothing to tell apart")
+    if isinstance(images, ShardImages):
+        images.labels(range(len(images)))  # one that is missing is told now
     return names
 
 
 def _why_no_labels(images: Images) -> str:
     """What a set without labels has instead, and what to do."""
-    if isinstance(images, TableImages):
+    if isinstance(images, TableImages | ShardImages):
         return images.why_no_labels()
     return "; name their column when packing (mpp pack --data.label-column)"
 

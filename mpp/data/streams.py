@@ -42,7 +42,7 @@ _MAX_LANES = 64  # most files that a process holds open
 _BUFFER = 8192  # encoded samples in the shuffle buffers of all lanes together
 
 
-NO_LABELS = "WebDataset shards are read without labels; give --data.path parquet or folders with labels"
+_NO_LABELS = "shards that are streamed have no labels"
 
 
 Positions = dict[int, tuple[int, int]]  # lane -> (epoch, samples read in it)
@@ -215,7 +215,7 @@ class Kept:
         return [image if isinstance(image, Unreadable) else open_image(image) for image in found]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray:
-        raise UserError(NO_LABELS)
+        raise UserError(_NO_LABELS)
 
     def where(self, index: int) -> str:
         return printable(self.sample(int(index))[0])

@@ -119,7 +119,7 @@ def test_parts_of_another_block_are_not_mixed_in(backbone, photos, tmp_path, cap
 
 
 def test_shards_are_embedded_without_labels_alike_by_two_processes(backbone, tmp_path):
-    shards = write_shards(tmp_path / "shards", 3, 4)
+    shards = write_shards(tmp_path / "shards", 3, 4, label=None)
     assert embed(backbone, shards, tmp_path / "a.parquet", pca=True, projector=True)["images"] == 12
     table = pq.read_table(tmp_path / "a.parquet")
     assert table.column_names == ["image", "embedding"]

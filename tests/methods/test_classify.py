@@ -193,7 +193,7 @@ def test_labels_give_an_accuracy_and_those_of_others_a_warning(tuned, photos, tm
 
 
 def test_shards_are_predicted_as_the_same_pictures_in_a_folder(tuned, tmp_path):
-    shards = write_shards(tmp_path / "shards", 3, 5, damaged=6)
+    shards = write_shards(tmp_path / "shards", 3, 5, damaged=6, label=None)
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, image in enumerate(load_images("shapes", size=(16, 16)).read(range(15))):
@@ -218,7 +218,7 @@ def test_shards_are_predicted_as_the_same_pictures_in_a_folder(tuned, tmp_path):
 
 
 def test_every_shard_is_predicted_by_one_process(tmp_path):
-    shards = write_shards(tmp_path / "shards", 3, 5)
+    shards = write_shards(tmp_path / "shards", 3, 5, label=None)
     vit, config, names, numbers = ViT(img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2), Predict(), {}, []
     for rank in range(2):
         parts = Parts(open_whole(Data(path=str(shards)), (16, 16)))

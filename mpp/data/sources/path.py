@@ -22,6 +22,7 @@ from mpp.data.sources.packed import is_packed
 from mpp.data.sources.packed_header import read_header
 from mpp.data.sources.saved import is_saved, load_saved, saved_splits
 from mpp.data.sources.shapes import SPLITS
+from mpp.data.sources.sharded import is_labelled
 from mpp.data.sources.shards import refuse_cut
 from mpp.errors import UserError, first_line, printable
 
@@ -188,6 +189,8 @@ def source_of(path: str, config: str | None = None) -> tuple[str, dict[str, Any]
                 options = {"name": _chosen(path, named, config)}
                 refuse_outside(str(here), str(options["name"]))
                 return str(here), options
+            if shards := _shards_alone(str(here)):
+                return "webdataset", {"data_files": shards}
             return str(here), {}
         if here.suffix == ".parquet" and here.is_file():
             return "parquet", {"data_files": {"train": str(here)}}
@@ -202,6 +205,40 @@ def source_of(path: str, config: str | None = None) -> tuple[str, dict[str, Any]
     with naming_the_source(path):
         refuse_outside(there.repo, config, there.revision)
     return there.repo, options
+
+
+def _shards_alone(folder: str) -> dict[str, list[str]]:
+    """The shards of each split, if a folder holds shards and texts about them (nshards.txt, sizes.json), which
+    `datasets` would take for tables; else nothing."""
+    kinds: set[str] = set()
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        kinds |= {os.path.splitext(name)[1].lower() for name in names if name[0] != "."}
+    if not kinds & {".txt", ".json"} or not {".tar"} < kinds <= {".tar", ".txt", ".json", ".md", ""}:
+        return {}
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    for patterns in (get_data_patterns(folder), {"train": ["**/*.tar"]}):  # perhaps a text alone is called as a split
+        found = DataFilesDict.from_patterns(patterns, base_path=folder, allowed_extensions=[".tar"])
+        if any(found.values()):
+            break
+    return {str(split): [str(file) for file in files] for split, files in found.items() if files}
+
+
+def shard_files(path: str, config: str | None = None) -> dict[str, list[str]]:
+    """The shards of every split of a set that `is_stream`. Raises UserError if they are not on this machine."""
+    from datasets import load_dataset_builder
+
+    name, options = source_of(path, config)
+    with naming_the_source(path):
+        files = load_dataset_builder(name, **options).config.data_files or {}
+    found = {str(split): [str(file) for file in files[split]] for split in files}
+    if not os.path.exists(os.path.expanduser(path)):
+        raise UserError(
+            f"--data.path {path}: shards are read with their labels from this machine alone; download them (hf "
+            f"download {path.removeprefix('hf://')} --repo-type dataset --local-dir DIR) and give --data.path DIR"
+        )
+    return found
 
 
 def _chosen(path: str, named: MetadataConfigs, config: str | None) -> str:
@@ -267,6 +304,14 @@ def _details(error: BaseException) -> list[str]:
     if head.startswith("An error occurred while generating"):
         return details
     return [head, *details[:1]] if head.startswith("Config name is missing") else []
+
+
+def is_unlabelled_stream(path: str, config: str | None = None) -> bool:
+    """Whether a path is a set of shards that can only be streamed: on the hub, or its first sample has no label."""
+    if not is_stream(path, config):
+        return False
+    here = os.path.isdir(os.path.expanduser(path))
+    return not (here and is_labelled(next(file for files in shard_files(path, config).values() for file in files)))
 
 
 def is_stream(path: str, config: str | None = None) -> bool:

@@ -62,17 +62,22 @@ def refuse_broken_off(file: str) -> None:
         last = ""
         for member in tar:
             last = member.name
-        if not last:
-            raise tarfile.ReadError("it holds no files")
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        rest = tar.fileobj.read(tarfile.BLOCKSIZE)
-        if len(rest) < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"it is cut short after {printable(last)}")
-        while rest:
-            if rest.strip(b"\0"):
-                raise tarfile.ReadError(f"what follows {printable(last)} is damaged")
-            rest = tar.fileobj.read(_PIECE)
+        refuse_rest(tar, last)
+
+
+def refuse_rest(tar: tarfile.TarFile, last: str) -> None:
+    """Raise tarfile.ReadError if a tar, read up to its member `last`, has no member or does not end there."""
+    if not last:
+        raise tarfile.ReadError("it holds no files")
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    rest = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is cut short after {printable(last)}")
+    while rest:
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(f"what follows {printable(last)} is damaged")
+        rest = tar.fileobj.read(_PIECE)
 
 
 def _is_tar(file: str) -> bool:
