@@ -204,8 +204,8 @@ PARTS: dict[str, Callable[[Setting], list[Block]]] = {
 }
 MISSING = (
     "What the paper shows and this book does not: hybrids and ResNets (section 4.2, figure 5), the 19 tasks of VTAB-1k "
-    "(table 2), images a second against input size (appendix D.5), and the references that are no ViT: Noisy Student, "
-    "S4L, and VIVI, which learns from video and is cited only."
+    "(table 2; recipes/vtab.py), images a second against input size (appendix D.5), and the references that are no "
+    "ViT: Noisy Student, S4L, and VIVI, which learns from video and is cited only."
 )
 
 

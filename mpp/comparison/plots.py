@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mpp.comparison.power_law import PowerLaw
 from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval
+from mpp.comparison.suite import Row
 
 # told apart by the colour-blind: Okabe and Ito, https://jfly.uni-koeln.de/color
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -174,6 +175,29 @@ def paint_shares(points: list[tuple[float, list[float]]], judge: str) -> Figure:
         xticklabels=[f"{share:g}" for share in shares],
     )
     axes.minorticks_off()
+    return figure
+
+
+def paint_suite(rows: list[Row], title: str) -> Figure:
+    """Accuracy of every backbone on every task, the means of groups and of all on grey, and chance; a row for each."""
+    backbones = list(rows[0].cells)
+    figure = Figure(figsize=(7.2, 1.3 + len(rows) * (0.2 + 0.12 * len(backbones))), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.3, axis="x")
+    axes.plot([100 * row.chance for row in rows], range(len(rows)), "|", color="grey", markersize=11, label="chance")
+    for place, row in enumerate(rows):
+        if row.is_mean:
+            axes.axhspan(place - 0.5, place + 0.5, color="grey", alpha=0.15, linewidth=0)
+        for k, backbone in enumerate(backbones):
+            mean, half = row.cells[backbone]
+            beside = place + 0.6 * ((k + 0.5) / len(backbones) - 0.5)
+            axes.errorbar(100 * mean, beside, xerr=100 * half, capsize=3, linestyle="none", **_style(k))
+    for k, backbone in enumerate(backbones):
+        axes.plot([], [], linestyle="none", label=backbone, **_style(k))
+    axes.set(yticks=range(len(rows)), yticklabels=[row.name for row in rows], ylim=(len(rows) - 0.5, -0.5))
+    axes.set(xlabel="top-1 on the test split, %", xlim=(0, None))
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 
 from mpp.data.bands import Bands
 from mpp.data.contents import Contents, Listing
-from mpp.data.decode import Opened, Unreadable, open_image
+from mpp.data.decode import Opened, Unreadable, open_image, pixels, size_as_seen
 from mpp.data.rasters import stored
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError, counted, printable
@@ -173,6 +174,28 @@ def _pair(part: Any) -> tuple[Any, Any]:
     return pictures, None if all(label is None for label in each) else each
 
 
+class Squared:
+    """An item that is an encoded picture, scaled to a square of its short side and not cropped: what is counted or
+    measured in it may lie anywhere."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self.read = read
+
+    def picture(self) -> Opened | Unreadable:
+        """The square, or why there is none."""
+        try:
+            image = open_image({"bytes": self.read(), "path": None})
+            if isinstance(image, Unreadable):
+                return image
+            height, width = size_as_seen(image, 3)
+            side = min(height, width)
+            return Image.fromarray(pixels(image, (side, side), (0.0, 0.0, float(width), float(height)), Bands(3)))
+        except OSError as error:
+            return Unreadable(error.strerror or str(error))
+        except Unreadable as error:
+            return error
+
+
 class _First:
     """The pictures of items that are (picture, label) or {"image": ..., "label": ...}."""
 
@@ -241,6 +264,8 @@ def _opened(item: Any) -> Opened | Unreadable:
     """A picture from an item of a set."""
     if isinstance(item, Image.Image):
         return item
+    if isinstance(item, Squared):
+        return item.picture()
     if isinstance(item, str | os.PathLike):
         path = os.path.abspath(os.path.expanduser(item))
         return open_image({"bytes": None, "path": path}, os.path.dirname(path))
@@ -258,10 +283,9 @@ def _opened(item: Any) -> Opened | Unreadable:
 
 def _bytes(item: Any) -> bytes:
     """The content of an item, for its fingerprint."""
-    if isinstance(item, str | os.PathLike):
+    if isinstance(item, str | os.PathLike | Squared):
         try:
-            with open(os.path.expanduser(item), "rb") as file:
-                return file.read()
+            return item.read() if isinstance(item, Squared) else Path(item).expanduser().read_bytes()
         except OSError:
             return b""
     if isinstance(item, bytes):
