@@ -19,6 +19,7 @@ from mpp.config import (
     Cache,
     Compare,
     Convert,
+    Dense,
     Doctor,
     Embed,
     FineTune,
@@ -65,6 +66,7 @@ COMMANDS = {
     "scaling": Command(Scaling, "mpp.comparison.scaling:run_scaling", _DATA),
     "predict": Command(Predict, "mpp.commands.predict:run_predict", _RUN_DATA),
     "embed": Command(Embed, "mpp.commands.embed:run_embed", _RUN_DATA),
+    "dense": Command(Dense, "mpp.commands.dense:run_dense", _RUN_DATA),
     "look": Command(Look, "mpp.commands.look:run_look", _RUN_DATA),
     "convert": Command(Convert, "mpp.commands.convert:run_convert", ("--init",)),
     "pack": Command(Pack, "mpp.commands.pack:run_pack", _DATA),
@@ -110,9 +112,9 @@ def _work(config: AnyCommand) -> Any:
     return found
 
 
-def precision_of(config: Run | Compare | Ablate | Scaling | Predict | Embed | Look) -> str:
+def precision_of(config: Run | Compare | Ablate | Scaling | Predict | Embed | Look | Dense) -> str:
     """The precision that a command computes in."""
-    if isinstance(config, LinearProbe | Predict | Embed):
+    if isinstance(config, LinearProbe | Predict | Embed | Dense):
         return config.precision
     if isinstance(config, Look):
         return "fp32"

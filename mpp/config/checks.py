@@ -12,6 +12,7 @@ from mpp.config.commands import (
     Ablate,
     Compare,
     Convert,
+    Dense,
     Doctor,
     Embed,
     FineTune,
@@ -41,7 +42,7 @@ def check(config: Options) -> None:
         _check_rehearsed(config)
     if isinstance(config, Training):
         _check_trackers(config.log.trackers)
-    if isinstance(config, Supervised | FineTune | LinearProbe | Compare | Ablate | Scaling):
+    if isinstance(config, Supervised | FineTune | LinearProbe | Dense | Compare | Ablate | Scaling):
         _check_held_out(config.data)
     if isinstance(config, Pretrain | Supervised) and not config.init:
         raise UserError("--init names the weights that this preset goes on from; give it")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mpp.config.bounds import Count, Once, OneOf, Share, UpTo1, Whole, but
+from mpp.config.dense import Dense
 from mpp.config.options import (
     Augment,
     Corrupt,
@@ -427,4 +428,4 @@ class Cache:
 Trained = Pretrain | Supervised | FineTune
 Run = Trained | LinearProbe  # each leaves a run's folder
 Plain = Convert | Pack | Cache | Doctor  # each does without devices
-AnyCommand = Run | Compare | Ablate | Scaling | Look | Predict | Embed | Plain
+AnyCommand = Run | Compare | Ablate | Scaling | Look | Predict | Embed | Dense | Plain

@@ -5,7 +5,7 @@ All take the backbone's features (M, D) and class numbers (M,) int64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from mpp.errors import UserError
 from mpp.models.vit import ViT, pool_tokens
 
 FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, on the summed loss: big_vision's evaluators/fewshot_lsr.py
+_QUERIES = 1024  # of k-NN at a time
 
 
 @torch.no_grad()
@@ -164,10 +165,17 @@ def knn(features: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int 
     exp(similarity / 0.07), as in arXiv 1805.01978."""
     x, q = F.normalize(features, dim=1), F.normalize(queries, dim=1)
     votes = torch.zeros(len(q), classes)
-    for part, rows in zip(q.split(1024), votes.split(1024), strict=True):
-        similarity, nearest = (part @ x.T).topk(min(k, len(x)), dim=1)
-        rows.scatter_add_(1, labels[nearest], (similarity / 0.07).exp())
+    for (weights, nearest), rows in zip(weighted_neighbours(x, q, k), votes.split(_QUERIES), strict=True):
+        rows.scatter_add_(1, labels[nearest], weights)
     return votes
+
+
+def weighted_neighbours(x: Tensor, queries: Tensor, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The `k` nearest of `x` (M, D) to each of the next 1,024 queries (Q, D), all of length 1: the weights of their
+    votes (Q, k), exp(similarity / 0.07), and their numbers (Q, k)."""
+    for part in queries.split(_QUERIES):
+        similarity, nearest = (part @ x.T).topk(min(k, len(x)), dim=1)
+        yield (similarity / 0.07).exp(), nearest
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int = 1) -> float:

@@ -19,12 +19,12 @@ from mpp.run.folder import save_picture
 
 
 class Gallery:
-    """What is kept of pictures and numbers; `files` are the names so far."""
+    """What is kept of pictures and numbers, in TensorBoard under `group`; `files` are the names so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, group: str = "look") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.files = folder, list[str]()
+        self.folder, self.group, self.files = folder, group, list[str]()
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def figure(self, name: str, figure: Figure) -> None:
@@ -38,7 +38,7 @@ class Gallery:
     def picture(self, name: str, picture: Tensor) -> None:
         """Keep a picture, uint8 (3, H, W)."""
         save_picture(picture, self.folder / f"{name}.png")
-        self.writer.add_image(f"look/{name}", picture, 0)
+        self.writer.add_image(f"{self.group}/{name}", picture, 0)
         self.files.append(f"{name}.png")
 
     def table(self, name: str, header: list[str], rows: list[list[Any]]) -> None:

@@ -166,3 +166,30 @@ def test_a_shape_has_the_corners_the_waist_and_the_hole_of_its_name(shape, corne
 def test_a_scene_is_named_by_its_split_and_number():
     assert Shapes("test", (8, 8)).where(17) == "shapes, test, scene 17"
     assert [len(Shapes(split, (8, 8))) for split in SPLITS] == list(SPLITS.values())
+
+
+def test_masks_say_what_the_images_show():
+    shapes = Shapes("test", (48, 40), "colour")
+    draws = scene_draws("test", range(60))
+    labels = scene_labels(draws)
+    _, change = painted(draws, labels, (48, 40))
+    masks = shapes.masks(range(60))
+    assert masks.dtype == np.int64
+    near = np.pad(masks > 0, ((0, 0), (1, 1), (1, 1)))
+    near = np.lib.stride_tricks.sliding_window_view(near, (3, 3), axis=(1, 2)).any((3, 4))
+    assert (change[~near] == 0).all()  # out of every mask is the background, but for what covers half a pixel or less
+    assert (change[masks > 0] > 0).mean() > 0.97  # a shape may have the colour of its background here and there
+    for mask, colour in zip(masks, labels["colour"], strict=True):
+        assert set(np.unique(mask)) == {0, colour + 1}
+
+
+def test_depths_follow_the_order_of_painting():
+    shapes = Shapes("validation", (64, 64))
+    depths, masks = shapes.depths(range(40)), shapes.masks(range(40))
+    counts = scene_labels(scene_draws("validation", range(40)))["count"] + 1
+    assert depths.dtype == np.float32
+    assert ((depths == 1) == (masks == 0)).all()
+    for depth, count in zip(depths, counts, strict=True):
+        np.testing.assert_allclose(np.unique(depth)[::-1], 1 - np.arange(count + 1) / 5, atol=1e-6)
+    largest = depths == np.float32(0.8)  # the first is painted first, and is the largest
+    assert (largest.sum((1, 2)) >= (depths == np.float32(0.6)).sum((1, 2))).all()

@@ -56,6 +56,20 @@ class Shapes:
             return _all_labels(self.split, len(self))[self.label][np.asarray(indices)]
         return scene_labels(scene_draws(self.split, indices))[self.label]
 
+    def masks(self, indices: Sequence[int]) -> np.ndarray:
+        """What each pixel shows: (B, H, W) int64, 0 for the background, else 1 + the scene's label."""
+        draws = scene_draws(self.split, indices)
+        labels = scene_labels(draws)
+        shown = objects_shown(draws, labels, self.size)
+        return np.where(shown > 0, 1 + labels[self.label][:, None, None], 0)
+
+    def depths(self, indices: Sequence[int]) -> np.ndarray:
+        """How far away each pixel's object is, by the order of painting: (B, H, W) float32, 1 for the background, 0.8
+        for the first shape, and 0.2 less for each that is painted later."""
+        draws = scene_draws(self.split, indices)
+        shown = objects_shown(draws, scene_labels(draws), self.size)
+        return (1 - shown / (_MAX_COUNT + 1)).astype(np.float32)
+
     def where(self, index: int) -> str:
         return f"shapes, {self.split}, scene {index}"
 
@@ -82,12 +96,9 @@ def scene_labels(draws: np.ndarray) -> dict[str, np.ndarray]:
 
 def render(draws: np.ndarray, labels: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Paint scenes: draws (B, _NUM_DRAWS) and their labels -> (B, H, W, 3) uint8."""
-    height, width = size
-    batch = len(draws)
-    y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
-    y, x = y.astype(np.float32), x.astype(np.float32)
+    y, x = _pixels(size)
     draws = draws.astype(np.float32)
-    scene, objects = draws[:, 4:24], draws[:, 24:].reshape(batch, _MAX_COUNT, 8)
+    scene, objects = draws[:, 4:24], _objects(draws)
 
     ground = _palette(scene[:, 0], scene[:, 1], scene[:, 2])
     image = _textured(ground, _palette(scene[:, 9], scene[:, 10], scene[:, 11]), scene[:, 3:7], y, x)  # (B, H, W, 3)
@@ -99,16 +110,44 @@ def render(draws: np.ndarray, labels: dict[str, np.ndarray], size: tuple[int, in
     painted = _textured(bright, dark, scene[:, 12:16], y, x)
 
     for k in range(_MAX_COUNT):
-        radius, cy, cx, angle = _place(objects, labels["place"], k)
-        dy, dx = y[None] - cy[:, None, None], x[None] - cx[:, None, None]
-        inside = _inside(labels["shape"], dy, dx, radius, angle, sharpness=min(height, width))  # (B, H, W)
-        inside *= (labels["count"] >= k)[:, None, None]  # class 0 is one shape
+        inside = _covered(objects, labels, k, y, x)  # (B, H, W)
         tint = 0.85 + 0.3 * objects[:, k, 5]
         image += inside[..., None] * (painted * tint[:, None, None, None] - image)
 
     light = 1 + 0.06 * (scene[:, 18, None, None] - 0.5) * (y[None] - 0.5) * 2
     light = light + 0.06 * (scene[:, 19, None, None] - 0.5) * (x[None] - 0.5) * 2
     return (np.clip(image * light[..., None], 0, 1) * 255).astype(np.uint8)
+
+
+def objects_shown(draws: np.ndarray, labels: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Which shape each pixel of the scenes shows: (B, H, W) int64, 0 for the background, k for the k-th painted. What
+    covers more than half of a pixel is shown."""
+    y, x = _pixels(size)
+    objects = _objects(draws.astype(np.float32))
+    shown = np.zeros((len(draws), *size), np.int64)
+    for k in range(_MAX_COUNT):
+        shown[_covered(objects, labels, k, y, x) > 0.5] = k + 1
+    return shown
+
+
+def _pixels(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The places y and x of the pixels' centres, in units of the image: each (H, W) float32."""
+    height, width = size
+    y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
+    return y.astype(np.float32), x.astype(np.float32)
+
+
+def _objects(draws: np.ndarray) -> np.ndarray:
+    """The draws of the shapes: (B, _NUM_DRAWS) -> (B, _MAX_COUNT, 8)."""
+    return draws[:, 24:].reshape(len(draws), _MAX_COUNT, 8)
+
+
+def _covered(objects: np.ndarray, labels: dict[str, np.ndarray], k: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The share of each pixel that a scene's k-th shape covers, 0..1; nothing if there are fewer: (B, H, W)."""
+    radius, cy, cx, angle = _place(objects, labels["place"], k)
+    dy, dx = y[None] - cy[:, None, None], x[None] - cx[:, None, None]
+    inside = _inside(labels["shape"], dy, dx, radius, angle, sharpness=min(y.shape))
+    return inside * (labels["count"] >= k)[:, None, None]  # class 0 is one shape
 
 
 def _place(objects: np.ndarray, place: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
