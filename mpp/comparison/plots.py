@@ -201,5 +201,25 @@ def paint_suite(rows: list[Row], title: str) -> Figure:
     return figure
 
 
+def paint_against_size(panels: dict[str, dict[str, list[tuple[int, float]]]], ylabel: str, note: str) -> Figure:
+    """A quantity against the side of the input on log axes (figure 12 of the ViT paper): a panel for each mode, in it a
+    curve for each backbone, of (pixels, value)."""
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    for axes, (mode, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
+    ):
+        for k, (backbone, points) in enumerate(curves.items()):
+            axes.plot(*zip(*points, strict=True), label=backbone, **_style(k))
+        sides = sorted({side for points in curves.values() for side, _ in points})
+        axes.set(xscale="log", yscale="log", title=mode, xlabel="side of the input, pixels")
+        axes.set_xticks(sides, [str(side) for side in sides])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(ylabel)
+    figure.axes[0].legend(fontsize="small")
+    figure.supxlabel(note, fontsize="x-small", color="#444444")
+    return figure
+
+
 def _mean(point: Sequence[tuple[float, float]]) -> float:
     return 100 * statistics.fmean(value for _, value in point)

@@ -56,7 +56,7 @@ def curves_of(config: Scaling, arm: Pretrain | Supervised) -> dict[str, Training
             raise UserError(
                 f"--curves {entry!r} must be a name of its own, then OPTION=VALUE, as in wide model.embed_dim=256"
             )
-        changes = _changes("--curves", entry, words)
+        changes = named_changes("--curves", entry, words)
         found[curve] = {
             f"{curve}-{steps}": changed(arm, changes | {"train.steps": str(steps)}, "--curves", entry)
             for steps in sorted(config.steps)
@@ -88,7 +88,7 @@ def regularised(config: Scaling, arm: Pretrain | Supervised, share: float) -> Tr
         default.append("train.label_smoothing=0,0.1")
     axes = {}
     for entry in config.regularisers or default:
-        [(option, texts)] = _changes("--regularisers", entry, [entry]).items()
+        [(option, texts)] = named_changes("--regularisers", entry, [entry]).items()
         axes[option] = texts.split(",")
     found = {}
     for values in product(*axes.values()):
@@ -106,7 +106,7 @@ def the_arm(config: Scaling, compare: Compare) -> Pretrain | Supervised:
     return next(iter(found.values()))
 
 
-def _changes(option: str, entry: str, words: Sequence[str]) -> dict[str, str]:
+def named_changes(option: str, entry: str, words: Sequence[str]) -> dict[str, str]:
     """Dotted options and their values from OPTION=VALUE words."""
     pairs = [word.partition("=") for word in words]
     if not all(name and value for name, _, value in pairs):

@@ -34,6 +34,9 @@ PREPARING = timedelta(hours=2)  # in which one process may prepare a large set, 
 TRAINING = timedelta(minutes=10)  # in which a checkpoint must be written
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
 def start_accelerator(precision: str) -> Accelerator:
     """Set up devices, processes and precision, and say which they are.
 
@@ -152,10 +155,17 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt"):
         return
-    m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
     # glibc refuses more than 32 MiB in older versions; and if it took none, the other option alone would slow it down
-    if libc.mallopt(m_mmap_threshold, 1 << 30) or libc.mallopt(m_mmap_threshold, 32 << 20):
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+    if libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 32 << 20):
+        libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Give every freed tensor of 64 KiB or more back to the system at once, so that the peak memory of this process is
+    what its tensors need (glibc; slower, see `keep_freed_memory`)."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, 64 << 10)
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from mpp.errors import counted
+from mpp.errors import UserError, counted
 
+_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what getrusage counts in
 _UNITS = (("days", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
 
@@ -48,6 +50,24 @@ def settle(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def peak_of_process() -> int:
+    """The most memory in bytes of this machine that this process has had until now.
+
+    Linux counts it for the program that runs. What getrusage says there begins with what the parent had when it started
+    the process. Raises UserError on Windows, which says neither.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        raise UserError("peak memory is not measured on Windows")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+
+
 def peak_memory(accelerator: Accelerator) -> dict[str, int]:
     """The most memory in bytes that this process has had until now: of the machine ("process"), of its GPU ("gpu"), and
     each process that read images for it and has ended ("reader"). Of several processes the largest. All call it."""
@@ -55,9 +75,8 @@ def peak_memory(accelerator: Accelerator) -> dict[str, int]:
     if sys.platform != "win32":
         import resource  # which Windows has not
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        found["reader"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+        found["process"] = peak_of_process()
+        found["reader"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT
     if accelerator.device.type == "cuda":
         found["gpu"] = torch.cuda.max_memory_reserved(accelerator.device)
     every = gather_object([found]) if accelerator.num_processes > 1 else [found]
