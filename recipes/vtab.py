@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mpp.comparison.suite import Score, as_csv, as_markdown, rows_of
 from mpp.config.hub import on_hub
 from mpp.config.presets import read_toml
 from mpp.console import command, run_file
-from mpp.errors import UserError, listed
+from mpp.errors import UserError, counted, listed
 from mpp.files import as_json, write_whole
 
 SUITES = Path(__file__).parent / "suites"
@@ -112,31 +112,43 @@ def recipe_of(given: argparse.Namespace) -> list[str]:
     return words + (["--optim.lr-grid", *map(str, given.choose_lr)] if given.choose_lr else [])
 
 
-def settle(output: Path, recipe: list[str]) -> None:
-    """Note the recipe in the suite's folder. Raises UserError if what lies there was made with another."""
-    file = output / "recipe.json"
-    now = {"words": recipe, "preset": read_toml(recipe[1])}
-    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != now:
-        raise UserError(f"--output {output} was begun with another recipe ({file}); give another folder")
+def settle(output: Path, recipe: list[str], tasks: list[Task], backbones: dict[str, str]) -> None:
+    """Note in the suite's folder what its runs are made with. Raises UserError if runs there were made otherwise."""
+    file = output / "suite.json"
+    then = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    now = {"recipe": {"words": recipe, "preset": read_toml(recipe[1])}, "backbones": backbones}
+    now = json.loads(as_json(now | {"tasks": {task.name: asdict(task) for task in tasks}}))
+    for kind, entries in now.items():
+        before = then.setdefault(kind, {})
+        if changed := [name for name in entries if name in before and before[name] != entries[name]]:
+            what = f"another {kind.removesuffix('s')} ({listed(changed)}; {file} has it)"
+            raise UserError(f"--output {output} was begun with {what}; give another folder")
+        before |= entries
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(file, as_json(now).encode())
+    write_whole(file, as_json(then).encode())
 
 
-def run_suite(given: argparse.Namespace) -> list[Score]:
-    """Fine-tune all backbones on all tasks, with all seeds; returns what is done."""
+def run_suite(given: argparse.Namespace) -> list[Score] | None:
+    """Fine-tune all backbones on all tasks, with all seeds; returns what is done, and None if a signal stopped it."""
     title, tasks = read_suite(given.suite)
     backbones, recipe = backbones_of(given.init), recipe_of(given)
     if strangers := [name for name in given.only or [] if name not in {task.name for task in tasks}]:
         raise UserError(f"--only {listed(strangers)}: {title} has the tasks {', '.join(task.name for task in tasks)}")
-    if not given.dry_run:
-        settle(given.output, recipe)
     chosen = [task for task in tasks if task.name in (given.only or [task.name])]
-    runs = len(chosen) * len(backbones) * len(given.seeds)
-    print(f"{title}: {len(chosen)} tasks, {len(backbones)} backbones, {len(given.seeds)} seeds: {runs} fine-tunings")
     for task in chosen:
-        places = {(b, seed): given.output / task.name / b / str(seed) for b in backbones for seed in given.seeds}
+        if not task.loader:
+            task.words(given.data)  # a set that is missing is told before others have run for hours
+    if not given.dry_run:
+        settle(given.output, recipe, tasks, backbones)
+    seeds = list(dict.fromkeys(given.seeds))
+    print(
+        f"{title}: {counted(len(chosen), 'task')}, {counted(len(backbones), 'backbone')}, "
+        f"{counted(len(seeds), 'seed')}: {counted(len(chosen) * len(backbones) * len(seeds), 'fine-tuning')}"
+    )
+    for task in chosen:
+        places = {(b, seed): given.output / task.name / b / str(seed) for b in backbones for seed in seeds}
         missing = [key for key, place in places.items() if not (place / "result.json").exists()]
-        data = task.words(given.data) if missing else []  # a set whose runs are done need not be there
+        data = task.words(given.data) if missing else []
         for backbone, seed in missing:
             place = places[backbone, seed]
             line = ["--init", backbones[backbone], *recipe, *data, "--seed", str(seed), "--output", str(place)]
@@ -144,13 +156,15 @@ def run_suite(given: argparse.Namespace) -> list[Score]:
             if given.dry_run:
                 command("finetune")([*line, "--dry-run"])
                 break  # the others take as long
-            command("finetune")([*line, "--resume"])
+            if not command("finetune")([*line, "--resume"]):
+                print("the same command goes on with the suite")
+                return None
     return [
         score_of(task, backbone, seed, given.output)
         for task in tasks
         for backbone in backbones
-        for seed in given.seeds
-        if all((given.output / task.name / b / str(s) / "result.json").exists() for b in backbones for s in given.seeds)
+        for seed in seeds
+        if all((given.output / task.name / b / str(s) / "result.json").exists() for b in backbones for s in seeds)
     ]
 
 
@@ -204,7 +218,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(args)
     scores = run_suite(given)
-    if given.dry_run:
+    if given.dry_run or scores is None:
         return
     if not scores:
         raise UserError("no task is done with all backbones and seeds")

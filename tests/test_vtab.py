@@ -89,8 +89,13 @@ def test_a_suite_ends_in_a_table_lines_and_a_plot_and_goes_on_where_it_was_cut(w
     }
     assert {row["labels"] for row in rows} == {"40"}
     assert Image.open("out/results.png").size[0] > 500
-    with pytest.raises(UserError, match=r"--output out was begun with another recipe"):
+    with pytest.raises(UserError, match=r"was begun with another recipe \(words; out/suite\.json has it\)"):
         main([*given, "--labels", "41"])
+    with pytest.raises(UserError, match=r"was begun with another backbone \(mine; "):
+        main([*words, "--init", "mine=scratch"])
+    Path("suite.toml").write_text(SUITE.replace('"count"\n[[', '"place"\n[['))
+    with pytest.raises(UserError, match=r"was begun with another task \(count; "):
+        main(given)
 
 
 def test_the_rate_is_chosen_on_a_fifth_of_the_labels(words, capsys):
@@ -102,7 +107,7 @@ def test_the_rate_is_chosen_on_a_fifth_of_the_labels(words, capsys):
 def test_a_rehearsal_writes_nothing(words, capsys):
     main([*words, "--init", "scratch", "--dry-run"])
     said = capsys.readouterr().out
-    assert "Two tasks: 2 tasks, 1 backbones, 1 seeds: 2 fine-tunings" in said
+    assert "Two tasks: 2 tasks, 1 backbone, 1 seed: 2 fine-tunings" in said
     assert said.count("  training     4 steps") == 2
     assert not Path("out").exists()
 

@@ -17,11 +17,11 @@ from mpp.config.commands import Doctor
 from mpp.config.options import Source
 from mpp.data.bands import RANGES, Bands
 from mpp.data.examine import Examined, examine
-from mpp.data.images import open_images, with_bands
+from mpp.data.images import Images, open_images, with_bands
 from mpp.data.parts import Parts
-from mpp.data.sources.path import is_unlabelled_stream, split_names
+from mpp.data.sources.path import is_stream, is_unlabelled_stream, split_names
 from mpp.data.streams import Stream
-from mpp.errors import UserError, counted, listed, printable, renamed
+from mpp.errors import UserError, counted, listed, printable, renamed, warn
 from mpp.evaluation.predictions import write_table
 from mpp.models.backbones import load_backbone
 from mpp.run.folder import why_unwritable
@@ -77,14 +77,23 @@ def looked_through(data: Source, workers: int | None) -> list[Examined]:
     """Every split of a set, examined."""
     found = []
     for split in split_names(data.path, data.config):
-        if is_unlabelled_stream(data.path, data.config):
-            parts = Parts(Stream.open(data.path, split, data.image_column, data.config, "skip"))
-        else:
-            parts = Parts(open_images(data, split))
+        parts = Parts(_opened(data, split))
         many = parts.total is None or parts.total > _WORTH_WORKERS
         asked = min(8, cores_a_process()) if workers is None else workers
         found.append(examine(parts, split, asked if many and asked > 1 else 0))
     return found
+
+
+def _opened(data: Source, split: str) -> Images | Stream:
+    """A split by index, or streamed if it has no labels or one of its shards is damaged."""
+    if not is_unlabelled_stream(data.path, data.config):
+        try:
+            return open_images(data, split)
+        except UserError as error:
+            if not is_stream(data.path, data.config):
+                raise
+            warn(f"{error}; labels are not looked at")
+    return Stream.open(data.path, split, data.image_column, data.config, "skip")
 
 
 def told(split: Examined, path: str) -> list[str]:

@@ -18,6 +18,7 @@ from mpp.data.sources.memory import is_memory, open_in_memory
 from mpp.data.sources.packed import PackedImages, is_packed
 from mpp.data.sources.path import folders_of_rows, is_stream, load_table, refuse_class_level, shard_files, split_names
 from mpp.data.sources.shapes import LABELS, Shapes
+from mpp.data.sources.shards import refuse_dots_in_keys
 from mpp.data.sources.table import TableImages
 from mpp.errors import UserError, printable
 
@@ -100,6 +101,8 @@ def load_images(
         refuse_class_level(path, class_level)
         if labels_file is not None:
             raise UserError(f"--data.labels-file {labels_file} is for a folder of images; shards have labels inside")
+        if image_column is None:
+            refuse_dots_in_keys(path)
         return ShardImages(path, split, shard_files(path, config), image_column, label_column)
     beside = {"labels_file": labels_file, "label_column": label_column}
     tables = {name: partial(load_table, path, name, config, class_level, **beside) for name in splits}

@@ -8,14 +8,9 @@ which a checkpoint stores.
 
 from __future__ import annotations
 
-import lzma
-import os
-import tarfile
-import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +23,7 @@ from mpp.data.decode import Opened, Unreadable, open_image
 from mpp.data.loader import Batch, Draws, Samples, Share, as_it_is, leave_signals, read_batch
 from mpp.data.randomness import Purpose, generator
 from mpp.data.sources.path import naming_the_source, source_of
-from mpp.data.sources.shards import columns_of, refuse_broken_off, refuse_cut
+from mpp.data.sources.shards import columns_of, refuse_broken_off, refuse_cut, refuse_dots_in_keys
 from mpp.data.sources.table import pick_column
 from mpp.errors import UserError, first_line, printable
 
@@ -120,27 +115,6 @@ class Stream:
         except UserError as error:
             why = printable(first_line(error.__cause__ or error))
             yield f"{self._contents.names[index]}: the rest of the shard", Unreadable(why)
-
-
-def refuse_dots_in_keys(path: str) -> None:
-    """Raise UserError if the files of local shards have dots in their keys (IMG_2024.05.01.png). WebDataset takes what
-    follows the first dot of a name for the column, so each of these files would be a column of its own."""
-    shards = sorted(Path(path).expanduser().rglob("*.tar"))
-    for shard in shards[:: max(1, len(shards) // 8)]:  # a look at some of many
-        try:
-            with tarfile.open(shard) as tar:
-                names = [Path(member.name).name for member in islice(tar, 64) if member.isfile()]
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
-            continue  # whoever reads it says so
-        columns = Counter(name.partition(".")[2] for name in names)
-        odd = [name for name in names if "." in (column := name.partition(".")[2]) and columns[column] == 1]
-        if len(odd) > max(2, len(names) // 4):
-            key, extension = os.path.splitext(odd[0])
-            raise UserError(
-                f"--data.path {path}: the shard {shard.name} holds {odd[0]}, whose key has a dot: WebDataset ends keys "
-                f"at the first dot and would take {odd[0].partition('.')[2]} for a column; name it "
-                f"{key.replace('.', '_')}{extension}, and all others alike"
-            )
 
 
 def held_out(stream: Stream, count: int | None) -> Kept:

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 import mpp
+from mpp.comparison.compare import as_labels_allow
+from mpp.config.commands import Compare, Pretraining
+from mpp.config.options import PretrainData
 from mpp.data.images import load_images
 from mpp.data.sources.path import is_stream, is_unlabelled_stream, split_names
 from mpp.errors import UserError
@@ -94,6 +97,22 @@ def test_every_command_takes_shards_with_labels(vtab, tmp_path, capsys):
     assert "classes: 3" in capsys.readouterr().out
 
 
+def test_doctor_looks_at_what_can_be_read_of_a_damaged_shard(vtab):
+    damage(vtab, "cut")
+    with pytest.warns(UserWarning, match=r"train/1\.tar is damaged .*; labels are not looked at"):
+        found = mpp.doctor({"data.path": str(vtab)})
+    assert found["images"]["test"] == 12
+    assert 24 < found["images"]["train"] < 36
+    assert found["unreadable"] == 2  # the image that is cut, and the rest
+
+
+def test_a_comparison_pretrains_with_the_labels_of_shards_if_they_have_some(vtab, tmp_path, capsys):
+    for folder, left_out in ((vtab, False), (write_shards(tmp_path / "plain", 2, 6, label=None), True)):
+        allowed = as_labels_allow(Compare(pretrain=Pretraining(data=PretrainData(path=str(folder)))))
+        assert (allowed.supervised == "none") == left_out
+        assert ("the supervised arm is left out" in capsys.readouterr().out) == left_out
+
+
 def test_pretraining_streams_the_same_set(vtab, tmp_path):
     assert is_stream(str(vtab))
     assert not is_unlabelled_stream(str(vtab))
@@ -141,6 +160,8 @@ def damage(vtab, how):
         write_tar(shard, [m for m in members(range(24, 36)) if m[0] != "s0000030.cls"])
     elif how == "empty label":
         write_tar(shard, [(n, b" " if n == "s0000030.cls" else c) for n, c in members(range(24, 36))])
+    elif how == "dots":
+        write_tar(shard, [(f"IMG_2024.05.{n[3:]}", c) for n, c in members(range(24, 36))])
     elif how == "no image":
         write_tar(shard, [m for m in members(range(24, 36)) if m[0] != "s0000030.webp"])
     elif how == "two images":
@@ -160,6 +181,7 @@ def damage(vtab, how):
     [
         ("label outside", r"train/0\.tar: s0000002\.cls has the label 2, and classnames\.txt has 2 classes"),
         ("no label", r"train/1\.tar: s0000030\.webp has no label: s0000030\.cls is missing"),
+        ("dots", r"1\.tar holds IMG_2024\.05\.00024\.cls, whose key has a dot"),
         ("empty label", r"train/1\.tar: s0000030\.cls is empty"),
         ("no image", r"train/1\.tar has no image in its sample s0000030 \(cls\)"),
         (

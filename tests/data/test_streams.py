@@ -14,7 +14,8 @@ from mpp.data.augment import View
 from mpp.data.decode import Unreadable
 from mpp.data.loader import Share, no_draws
 from mpp.data.sources.path import is_stream
-from mpp.data.streams import Stream, StreamReader, held_out, lane_count, refuse_dots_in_keys, stream_loader
+from mpp.data.sources.shards import refuse_dots_in_keys
+from mpp.data.streams import Stream, StreamReader, held_out, lane_count, stream_loader
 from mpp.errors import UserError
 from mpp.pretrain import main
 from mpp.run.folder import read_metrics

@@ -1,9 +1,13 @@
-"""Tar shards that may be damaged: what their columns are, and whether they were read to their end."""
+"""Tar shards that may be damaged or misnamed: their columns, their keys, and whether they were read to their end."""
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
+import zlib
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +33,27 @@ def _ends_in_zeros(path: str) -> bool:
     with open(path, "rb") as shard:
         shard.seek(max(0, os.path.getsize(path) - 512))
         return shard.read() == bytes(512)
+
+
+def refuse_dots_in_keys(path: str) -> None:
+    """Raise UserError if the files of local shards have dots in their keys (IMG_2024.05.01.png). WebDataset takes what
+    follows the first dot of a name for the column, so each of these files would be a column of its own."""
+    shards = sorted(Path(path).expanduser().rglob("*.tar"))
+    for shard in shards[:: max(1, len(shards) // 8)]:  # a look at some of many
+        try:
+            with tarfile.open(shard) as tar:
+                names = [Path(member.name).name for member in islice(tar, 64) if member.isfile()]
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
+            continue  # whoever reads it says so
+        columns = Counter(name.partition(".")[2] for name in names)
+        odd = [name for name in names if "." in (column := name.partition(".")[2]) and columns[column] == 1]
+        if len(odd) > max(2, len(names) // 4):
+            key, extension = os.path.splitext(odd[0])
+            raise UserError(
+                f"--data.path {path}: the shard {shard.name} holds {odd[0]}, whose key has a dot: WebDataset ends keys "
+                f"at the first dot and would take {odd[0].partition('.')[2]} for a column; name it "
+                f"{key.replace('.', '_')}{extension}, and all others alike"
+            )
 
 
 def columns_of(files: list[str]) -> Features | None:

@@ -46,7 +46,7 @@ def load_task(loader: str, folder: Path) -> str:
         splits, names = LOADERS[loader](folder)
     except UserError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, IndexError, ImportError) as error:  # of torchvision and scipy
+    except Exception as error:  # of torchvision, scipy, zipfile, protobuf
         reads = (LOADERS[loader].__doc__ or "").rstrip(".")
         raise UserError(f"loader {loader} cannot read {folder} ({first_line(error)}); it reads: {reads}") from error
     given = {name: (images, np.asarray(labels).tolist()) for name, (images, labels) in splits.items()}

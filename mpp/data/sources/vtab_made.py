@@ -164,26 +164,40 @@ def _norb(folder: Path, column: int, step: int) -> dict[str, tuple[Any, Sequence
     images, labels = {}, {}
     for part, toys in (("training", "46789"), ("testing", "01235")):
         stem = folder / "smallnorb" / f"smallnorb-5x{toys}x9x18x6x2x96x96-{part}"
-        images[part] = norb_matrix(Path(f"{stem}-dat.mat"))[:, 0, :, :, None]
+        images[part] = norb_matrix(Path(f"{stem}-dat.mat"))[:, 0]
         labels[part] = norb_matrix(Path(f"{stem}-info.mat"))[:, column] // step
     order = generator(0, Purpose.SPLIT, 8).permutation(len(labels["testing"]))
     more, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    train = np.concatenate([images["training"], images["testing"][more]])
+    every = [(images["training"], number) for number in range(len(labels["training"]))]
+    train = Greys([*every, *((images["testing"], int(number)) for number in more)])
     return {
-        "train": (train.repeat(3, axis=-1), [*labels["training"].tolist(), *labels["testing"][more].tolist()]),
-        "test": (images["testing"][test].repeat(3, axis=-1), labels["testing"][test].tolist()),
+        "train": (train, [*labels["training"].tolist(), *labels["testing"][more].tolist()]),
+        "test": (Greys([(images["testing"], int(number)) for number in test]), labels["testing"][test].tolist()),
     }
+
+
+class Greys:
+    """Grey pictures, each an array on the disk and its number in it."""
+
+    def __init__(self, places: list[tuple[np.ndarray, int]]) -> None:
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        images, number = self.places[index]
+        return Image.fromarray(images[number]).convert("RGB")
 
 
 def norb_matrix(file: Path) -> np.ndarray:
     """A matrix in the format of smallNORB's page: magic, number of dimensions, at least three of them, values."""
-    content = file.read_bytes()
-    magic, dimensions = struct.unpack_from("<ii", content)
-    if magic not in _NORB:
-        raise ValueError(f"{file.name} is no unpacked matrix of smallNORB")
-    shape = struct.unpack_from(f"<{dimensions}i", content, 8)
-    start = 8 + 4 * max(3, dimensions)
-    return np.frombuffer(content, _NORB[magic], int(np.prod(shape)), start).reshape(shape)
+    with file.open("rb") as opened:
+        magic, dimensions = struct.unpack("<ii", opened.read(8))
+        if magic not in _NORB:
+            raise ValueError(f"{file.name} is no unpacked matrix of smallNORB")
+        shape = struct.unpack(f"<{dimensions}i", opened.read(4 * dimensions))
+    return np.memmap(file, _NORB[magic], "r", offset=8 + 4 * max(3, dimensions), shape=shape)
 
 
 # DMLab
