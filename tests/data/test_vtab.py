@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import pickle
 import struct
@@ -17,7 +18,7 @@ from mpp.data.images import load_images
 from mpp.data.sources.vtab import LOADERS, cifar100, flowers102, load_task, svhn
 from mpp.data.sources.vtab_made import bin_of, example_message, norb_matrix
 from mpp.errors import UserError
-from tests.helpers import encode, flat, one_line, put
+from tests.helpers import encode, flat, one_line, put, slopes
 
 
 def both(loader, folder):
@@ -104,8 +105,13 @@ def test_dtd_pets_and_flowers_train_on_train_and_validation(tmp_path):
         put(pets / "images" / f"{name}.jpg", 50 * number)
     write(pets / "annotations" / "trainval.txt", "Abyssinian_1 1 1 1\npug_2 2 2 1\n")
     write(pets / "annotations" / "test.txt", "Abyssinian_3 1 1 1\npug_4 2 2 1\n")
+    slopes(30, 60).save(pets / "images" / "pug_4.jpg", quality=95)
     train, test = both("pets", tmp_path)
-    assert (greys(train), greys(test), classes(test)) == ([0, 50], [100, 150], ["Abyssinian", "Pug"])
+    squeezed = np.asarray(test.read([1])[0])[:, :, 0]  # red grows from the left border to the right one
+    assert squeezed.shape == (30, 30)
+    assert squeezed[15, 0] < 20
+    assert squeezed[15, -1] > 235
+    assert (greys(train), greys(test)[0], classes(test)) == ([0, 50], 100, ["Abyssinian", "Pug"])
 
     from torchvision.datasets import Flowers102
 
@@ -125,7 +131,8 @@ def test_dtd_pets_and_flowers_train_on_train_and_validation(tmp_path):
 
     splits, names = flowers102(tmp_path, Few)
     assert [names[n] for n in splits["train"][1]] == ["flower 8", "flower 5", "flower 6", "flower 5"]
-    assert [path[-15:] for path in splits["test"][0]] == ["image_00003.jpg"] * 2
+    read = [Image.open(io.BytesIO(item.read())) for item in splits["test"][0]]
+    assert [round(float(np.asarray(image).mean())) for image in read] == [120, 120]
 
 
 def _new(folder):

@@ -175,11 +175,11 @@ def _pair(part: Any) -> tuple[Any, Any]:
 
 
 class Squared:
-    """An item that is an encoded picture, scaled to a square of its short side and not cropped: what is counted or
-    measured in it may lie anywhere."""
+    """An item that is an encoded picture, scaled to a square and not cropped: what is counted or measured in it may lie
+    anywhere. The square has the picture's short side, or `most` pixels if that is longer."""
 
-    def __init__(self, read: Callable[[], bytes]) -> None:
-        self.read = read
+    def __init__(self, read: Callable[[], bytes], most: int = 512) -> None:
+        self.read, self.most = read, most
 
     def picture(self) -> Opened | Unreadable:
         """The square, or why there is none."""
@@ -188,7 +188,7 @@ class Squared:
             if isinstance(image, Unreadable):
                 return image
             height, width = size_as_seen(image, 3)
-            side = min(height, width)
+            side = min(height, width, self.most)
             return Image.fromarray(pixels(image, (side, side), (0.0, 0.0, float(width), float(height)), Bands(3)))
         except OSError as error:
             return Unreadable(error.strerror or str(error))

@@ -17,7 +17,7 @@ import numpy as np
 from einops import rearrange
 
 from mpp.data.randomness import Purpose, generator
-from mpp.data.sources.memory import from_memory
+from mpp.data.sources.memory import Squared, from_memory
 from mpp.data.sources.offline import digits, fashion_mnist, pictures
 from mpp.data.sources.vtab_made import (
     clevr_count,
@@ -28,6 +28,7 @@ from mpp.data.sources.vtab_made import (
     kitti_distance,
     norb_azimuth,
     norb_elevation,
+    squared,
 )
 from mpp.errors import UserError, first_line
 
@@ -65,7 +66,7 @@ def parted(labels: Sequence[int], to_train: Callable[[int], int]) -> tuple[np.nd
 
 
 def _chosen(paths: Sequence[Any], labels: Sequence[int], indices: np.ndarray) -> Split:
-    return [str(paths[i]) for i in indices], [int(labels[i]) for i in indices]
+    return [squared(paths[i]) for i in indices], [int(labels[i]) for i in indices]
 
 
 def caltech101(folder: Path) -> Splits:
@@ -111,10 +112,10 @@ def pets(folder: Path) -> Splits:
 
 def _joined(parts: dict[str, Any], files: str, names: list[str] | None = None) -> Splits:
     """Sets of torchvision with the attributes `files` and `_labels`: all but test are to train on."""
-    joined: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "test": ([], [])}
+    joined: dict[str, tuple[list[Squared], list[int]]] = {"train": ([], []), "test": ([], [])}
     for name, part in parts.items():
         paths, labels = joined["test" if name == "test" else "train"]
-        paths += [str(path) for path in getattr(part, files)]
+        paths += map(squared, getattr(part, files))
         labels += part._labels
     return joined, names or parts["test"].classes
 
@@ -173,12 +174,12 @@ class Pictures:
 def retinopathy(folder: Path) -> Splits:
     """`diabetic_retinopathy` with Kaggle's train/, test/, trainLabels.csv and retinopathy_solution.csv."""
     folder = folder / "diabetic_retinopathy"  # images of Usage "Public" are VTAB's validation split: to train on
-    found: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "test": ([], [])}
+    found: dict[str, tuple[list[Squared], list[int]]] = {"train": ([], []), "test": ([], [])}
     for part, table in (("train", "trainLabels.csv"), ("test", "retinopathy_solution.csv")):
         with (folder / table).open(encoding="utf-8", newline="") as rows:
             for row in csv.DictReader(rows):
                 paths, labels = found["test" if row.get("Usage") == "Private" else "train"]
-                paths.append(str(folder / part / f"{row['image']}.jpeg"))
+                paths.append(squared(folder / part / f"{row['image']}.jpeg"))
                 labels.append(int(row["level"]))
     return found, ["none", "mild", "moderate", "severe", "proliferative"]
 

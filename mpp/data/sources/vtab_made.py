@@ -38,8 +38,9 @@ def bin_of(value: float, bounds: Sequence[float]) -> int:
     return int(np.flatnonzero(np.asarray(bounds) < value).max())
 
 
-def _squared(path: Path) -> Squared:
-    return Squared(partial(Path.read_bytes, path))
+def squared(path: Path | str) -> Squared:
+    """The picture in a file, as VTAB resizes it: to a square, however wide it is."""
+    return Squared(partial(Path.read_bytes, Path(path)))
 
 
 # CLEVR
@@ -61,7 +62,7 @@ def _clevr(folder: Path, label: Callable[[list[dict[str, Any]]], int]) -> dict[s
     found: dict[str, tuple[Any, Sequence[int]]] = {}
     for split, part in (("train", "train"), ("test", "val")):  # CLEVR's own test part has no scenes
         scenes = json.loads((here / "scenes" / f"CLEVR_{part}_scenes.json").read_text(encoding="utf-8"))["scenes"]
-        pictures = [_squared(here / "images" / part / scene["image_filename"]) for scene in scenes]
+        pictures = [squared(here / "images" / part / scene["image_filename"]) for scene in scenes]
         found[split] = (pictures, [label(scene["objects"]) for scene in scenes])
     return found
 
@@ -78,7 +79,7 @@ def kitti_distance(folder: Path) -> Splits:
         rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
         nearest = min((float(row[13]) for row in rows if row and row[0] in _VEHICLES), default=_NO_VEHICLE)
         pictures, labels = found["test" if int(file.stem) in tested else "train"]
-        pictures.append(_squared(here / "training" / "image_2" / f"{file.stem}.png"))
+        pictures.append(squared(here / "training" / "image_2" / f"{file.stem}.png"))
         labels.append(bin_of(nearest, _KITTI_BOUNDS))
     return found, ["below 8 m", "8 to 20 m", "above 20 m", "no vehicle"]
 
