@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from mpp.methods.corrupt import draw_corruption as draw_corruption
     from mpp.methods.masked_patches import MaskedPatchModel as MaskedPatchModel
     from mpp.methods.targets import make_target as make_target
+    from mpp.models.resnet import ResNet as ResNet
     from mpp.models.vit import VARIANTS as VARIANTS
     from mpp.models.vit import ViT as ViT
     from mpp.run.folder import show as show
 
 _HOMES = {
     "ViT": "models.vit",
+    "ResNet": "models.resnet",
     "VARIANTS": "models.vit",
     "MaskedPatchModel": "methods.masked_patches",
     "Classifier": "methods.classify",
@@ -54,6 +56,7 @@ __all__ = [
     "Classifier",
     "Corruption",
     "MaskedPatchModel",
+    "ResNet",
     "UserError",
     "ViT",
     "__version__",

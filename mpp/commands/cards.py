@@ -14,6 +14,7 @@ from mpp.files import write_whole
 from mpp.methods.classify import load_classifier
 from mpp.models.backbones import load_backbone
 from mpp.models.pretrained import as_card
+from mpp.models.resnet import RESNETS
 from mpp.run.folder import writing
 
 MEASURES = {
@@ -61,29 +62,31 @@ def push_to_hub(
     return str(model.push_to_hub(repo_id, private=private, **options))
 
 
-def card_of(kind: str, model: dict[str, Any], options: dict[str, Any], result: dict[str, Any]) -> str:
+def card_of(part: str, model: dict[str, Any], options: dict[str, Any], result: dict[str, Any]) -> str:
     """The card of a `backbone` or `classifier`: its config.json, its run's options and what result.json says."""
-    vit = model["vit"] if kind == "classifier" else model
+    vit = model["vit"] if part == "classifier" else model
     task = {
         "pretrain": "pretrained by masked patch prediction, without labels",
         "supervised": "pretrained with labels",
         "finetune": "fine-tuned with labels",
     }.get(result["command"], f"trained by `mpp {result['command']}`")
     height, width = vit["img_size"]
-    title = f"ViT {vit['variant']}/{vit['patch_size']} at {height} x {width}, {task}"
+    kind = "ResNet" if vit["variant"] in RESNETS else "ViT"
+    title = f"{kind} {vit['variant']}/{vit['patch_size']} at {height} x {width}, {task}"
     figures = {name: (says, result[name]) for name, says in MEASURES.items() if result.get(name) is not None}
     rows = [f"| {says} | {_figure(name, value)} |" for name, (says, value) in figures.items()]
     pixels = vit.get("pixel_range")
     text = [
         f"# {title}",
-        f"The {'encoder' if kind == 'backbone' else 'encoder with a classifying head'} of a run of `mpp "
-        f"{result['command']}`: a Vision Transformer (arXiv 2010.11929).",
+        f"The {'encoder' if part == 'backbone' else 'encoder with a classifying head'} of a run of `mpp "
+        f"{result['command']}`: "
+        + ("BiT's ResNet (arXiv 1912.11370)." if kind == "ResNet" else "a Vision Transformer (arXiv 2010.11929)."),
         "## How it was made",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _made(options, result).items())]),
         "## Figures",
         "\n".join([f"| on {result['eval_images']:,} images | |", "|---|---|", *rows]),
         "## How to load it",
-        _loading(kind, vit["in_chans"], height, width),
+        _loading(part, kind, vit["in_chans"], height, width),
         f"Images are cropped to {height} x {width} at their centre and scaled; "
         + (f"values {pixels[0]:g} and {pixels[1]:g}" if pixels else "0 and 255")
         + f" become -1 and 1. They have {counted(vit['in_chans'], 'channel')}.",
@@ -92,7 +95,7 @@ def card_of(kind: str, model: dict[str, Any], options: dict[str, Any], result: d
         "## Licence",
         "Apache-2.0, as the code that made it. If the images ask for another licence, change it here and at the top.",
     ]
-    pipeline = "image-feature-extraction" if kind == "backbone" else "image-classification"
+    pipeline = "image-feature-extraction" if part == "backbone" else "image-classification"
     return as_card("\n\n".join(text) + "\n", pipeline, ["vision-transformer", "masked-patch-prediction"])
 
 
@@ -133,12 +136,12 @@ def _figure(name: str, value: float) -> str:
     return f"{value:.4g}" if name in ("eval/loss", "eval/effective_rank") else f"{value:.1%}"
 
 
-def _loading(kind: str, channels: int, height: int, width: int) -> str:
+def _loading(part: str, kind: str, channels: int, height: int, width: int) -> str:
     """The lines of Python that load and use it."""
-    if kind == "classifier":
+    if part == "classifier":
         name, use = "Classifier", "scores = model(images)  # of model.classes"
     else:
-        name, use = "ViT", "features = model(images)[:, 1:].mean(1)  # of (1, 1 + patches, width): [class] comes first"
+        name, use = kind, "features = model(images)[:, 1:].mean(1)  # of (1, 1 + patches, width): [class] comes first"
     return "\n".join(
         [
             "```python",

@@ -16,10 +16,12 @@ from mpp.config.commands import Convert
 from mpp.errors import UserError, first_line, listed
 from mpp.files import write_whole
 from mpp.methods.classify import Classifier, load_classifier
+from mpp.models.backbone import Backbone
 from mpp.models.backbones import load_backbone
 from mpp.models.foreign import writing
 from mpp.models.foreign.checking import OPENERS, largest_difference
 from mpp.models.foreign.naming import config_of
+from mpp.models.foreign.resnets import write_timm as write_resnet
 from mpp.models.foreign.traced import write_onnx, write_torch_export
 from mpp.models.foreign.writing import Head
 from mpp.models.vit import ViT
@@ -51,7 +53,7 @@ def run_convert(config: Convert) -> dict[str, Any]:
     if form in _TRACERS:
         write_folder(folder, lambda draft: traced(form, model, vit, head, draft))
     else:
-        write_folder(folder, lambda draft: _WRITERS[form](vit, head, draft))
+        write_folder(folder, lambda draft: writer(vit, form)(vit, head, draft))
     library = OPENERS[form][0]
     try:
         difference = largest_difference(form, folder, model, vit, head)
@@ -68,13 +70,24 @@ def run_convert(config: Convert) -> dict[str, Any]:
     return {"out": str(folder), "difference": difference}
 
 
-def traced(form: str, model: ViT | Classifier, vit: ViT, head: Head | None, folder: Path) -> None:
+def writer(model: Backbone, form: str) -> Any:
+    """What writes a model in a form. Raises UserError if it does not take ResNets."""
+    if isinstance(model, ViT):
+        return _WRITERS[form]
+    if form != "timm":
+        raise UserError(
+            f"--to {form} is for Vision Transformers, and this is a ResNet: take timm, onnx or torch-export"
+        )
+    return write_resnet
+
+
+def traced(form: str, model: Backbone | Classifier, vit: Backbone, head: Head | None, folder: Path) -> None:
     """Write a model as a graph, and beside it what it takes and which classes it knows."""
     _TRACERS[form](model, vit, folder)
     writing.write_about(vit, head, folder, traced=True)
 
 
-def loaded(init: str) -> ViT | Classifier:
+def loaded(init: str) -> Backbone | Classifier:
     """The classifier of a run that has one, else its backbone, or any other that --init of other commands takes."""
     folder = Path(init).expanduser()
     has_classes = (folder / "classifier").is_dir() or "classes" in config_of(folder)

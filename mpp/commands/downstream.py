@@ -18,8 +18,8 @@ from mpp.data.identity import trained_on
 from mpp.data.images import HeldOut, Images, bands_of
 from mpp.data.splits import open_labelled
 from mpp.errors import UserError, counted, renamed, warn
+from mpp.models.backbone import Backbone
 from mpp.models.backbones import downstream_vit
-from mpp.models.vit import ViT
 from mpp.run.folder import read_metrics
 
 SomeData = TypeVar("SomeData", bound=Data)
@@ -27,7 +27,7 @@ SomeData = TypeVar("SomeData", bound=Data)
 
 def open_downstream(
     config: FineTune | LinearProbe, accelerator: Accelerator, seen: int = 0, remembered: set[str] | None = None
-) -> tuple[ViT, Images, Images]:
+) -> tuple[Backbone, Images, Images]:
     """The encoder that --init names, and the labelled images to fit on and to be measured on, read as it takes them.
     `remembered` are the names of images to be measured on."""
     set_seed(config.seed)
@@ -59,7 +59,7 @@ def block_number(option: str, layer: str, depth: int, names: str = "last") -> in
 
 
 @contextmanager
-def as_taken_by(vit: ViT | None, init: str, data: SomeData, *, fitted: bool = True) -> Iterator[SomeData]:
+def as_taken_by(vit: Backbone | None, init: str, data: SomeData, *, fitted: bool = True) -> Iterator[SomeData]:
     """The data options with the channels and the range of the encoder that --init names; `fitted` says whether there
     are training images. A message about another number of channels names both."""
     if data.range == "auto" and not fitted:

@@ -22,7 +22,7 @@ from mpp.data.loader import Batch
 from mpp.errors import counted
 from mpp.figures.sheet import paint_sheet
 from mpp.methods.classify import Classifier
-from mpp.models.vit import ViT
+from mpp.models.backbone import Backbone
 from mpp.run.folder import AGAIN, save_picture, unreadable_line, writing
 from mpp.run.machine import gather_dicts, workers_of
 from mpp.run.measured import peak_memory, settle, told_devices, told_memory, told_time
@@ -47,7 +47,7 @@ def told_batch(images: Tensor) -> str:
 
 def told_model(model: Any) -> str:
     """Sizes of an encoder (`model`, or its `vit`), and of the model around it."""
-    vit: ViT = getattr(model, "vit", model)
+    vit: Backbone = getattr(model, "vit", model)
     (height, width), size = vit.img_size, sum(p.numel() for p in vit.parameters())
     whole = sum(p.numel() for p in model.parameters())
     around = f", {whole:,} with the head" if whole > size else ""

@@ -28,8 +28,8 @@ from mpp.data.splits import open_whole
 from mpp.errors import UserError, counted, renamed
 from mpp.evaluation.embeddings import Writer, join, names_beside, unreadable_of
 from mpp.files import as_json, write_whole
+from mpp.models.backbone import Backbone, pool_tokens
 from mpp.models.backbones import digest_of, fitted, load_backbone
-from mpp.models.vit import ViT, pool_tokens
 from mpp.run.folder import claimed, remove_if_empty, unreadable_line, why_unwritable, writing
 from mpp.run.machine import workers_of
 from mpp.run.measured import told_bytes
@@ -77,7 +77,7 @@ def notes_of(out: Path) -> Path:
     return out.with_suffix(".about.json")
 
 
-def described(config: Embed, parts: Parts, vit: ViT, layer: int, accelerator: Accelerator) -> dict[str, Any]:
+def described(config: Embed, parts: Parts, vit: Backbone, layer: int, accelerator: Accelerator) -> dict[str, Any]:
     """All that embeddings depend on; by the main process, which looks at the images."""
     found: dict[str, Any] = {}
     if accelerator.is_main_process:
@@ -144,7 +144,7 @@ def rehearse_embedding(
     about: dict[str, Any],
     there: bool,
     parts: Parts,
-    vit: ViT,
+    vit: Backbone,
     layer: int,
     config: Embed,
     accelerator: Accelerator,
@@ -200,7 +200,13 @@ def part_file(folder: Path, number: int) -> Path:
 
 
 def write_parts(
-    folder: Path, parts: Parts, vit: ViT, layer: int, shape: tuple[int, ...], config: Embed, accelerator: Accelerator
+    folder: Path,
+    parts: Parts,
+    vit: Backbone,
+    layer: int,
+    shape: tuple[int, ...],
+    config: Embed,
+    accelerator: Accelerator,
 ) -> None:
     """Compute this process's share of the parts that are missing."""
     missing = [number for number in range(parts.count) if not part_file(folder, number).exists()]
@@ -223,7 +229,7 @@ def write_parts(
 
 
 @torch.no_grad()
-def embeddings(vit: ViT, images: Tensor, layer: int, pool: str, accelerator: Accelerator) -> Tensor:
+def embeddings(vit: Backbone, images: Tensor, layer: int, pool: str, accelerator: Accelerator) -> Tensor:
     """uint8 images (B, C, H, W) -> float32 (B, D), or of all patches (B, N, D), on the CPU."""
     with accelerator.autocast():
         tokens = vit.layers(normalise(images.to(accelerator.device)), [layer])[0]

@@ -21,7 +21,7 @@ from mpp.evaluation.embeddings import chunks, names_of, nearest
 from mpp.figures.components import component_colours
 from mpp.figures.sheet import paint_sheet
 from mpp.files import is_special
-from mpp.models.vit import ViT, pool_tokens
+from mpp.models.backbone import Backbone, pool_tokens
 from mpp.run.folder import AGAIN, save_picture, write_folder, writing
 
 _NEAREST = 12  # images that are named and painted
@@ -31,7 +31,7 @@ _THUMBNAIL = 48  # pixels: 71 x 71 of them make a picture of 3408, and the proje
 
 
 def write_nearest(
-    similar: str, out: Path, vit: ViT, layer: int, config: Embed, parts: Parts, left_out: dict[str, str]
+    similar: str, out: Path, vit: Backbone, layer: int, config: Embed, parts: Parts, left_out: dict[str, str]
 ) -> None:
     """Print the images nearest to one by cosine, and paint them beside it."""
     columns = names_of(out)
@@ -63,7 +63,7 @@ def _same_file(one: str, other: str) -> bool:
     return os.path.basename(one) == os.path.basename(other) and os.path.abspath(one) == os.path.abspath(other)
 
 
-def _picture(file: str, parts: Parts, vit: ViT) -> np.ndarray:
+def _picture(file: str, parts: Parts, vit: Backbone) -> np.ndarray:
     """An image from a file as the model takes it, uint8 (C, H, W)."""
     path = Path(file).expanduser()
     if is_special(path) or not path.is_file():
@@ -87,7 +87,7 @@ def _row(out: Path, row: int) -> np.ndarray:
     raise AssertionError("the names of a file are as many as its rows")
 
 
-def _thumbnail(vit: ViT, side: int) -> tuple[int, int]:
+def _thumbnail(vit: Backbone, side: int) -> tuple[int, int]:
     """The size of a small picture with the shape of the model's images; no larger than these."""
     scale = min(1.0, side / max(vit.img_size))
     return max(1, round(vit.img_size[0] * scale)), max(1, round(vit.img_size[1] * scale))
@@ -126,7 +126,7 @@ def write_projector(out: Path, parts: Parts, left_out: dict[str, str]) -> None:
 
 
 @torch.no_grad()
-def write_components(out: Path, vit: ViT, layer: int, parts: Parts, left_out: dict[str, str]) -> None:
+def write_components(out: Path, vit: Backbone, layer: int, parts: Parts, left_out: dict[str, str]) -> None:
     """Paint the principal components of the patches of the first images beside these."""
     images = list(parts.pick(set(range(_COMPONENTS)), left_out, vit.img_size))
     if not images:

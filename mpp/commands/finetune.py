@@ -31,8 +31,8 @@ from mpp.evaluation.intervals import interval_of
 from mpp.evaluation.predictions import export, refuse_unwritable
 from mpp.figures.confusion import paint_confusion
 from mpp.methods.classify import Classifier, Classify, batches_of, calibrate, load_classifier, predict_set
+from mpp.models.backbone import Backbone
 from mpp.models.backbones import fitted, refuse_shape_options
-from mpp.models.vit import ViT
 from mpp.run.folder import Records, finish, prepared_output, refuse_other_options
 from mpp.run.machine import gather_dicts
 from mpp.training.finiteness import Diverged
@@ -176,7 +176,7 @@ def evaluate_into(output: Path, config: FineTune, accelerator: Accelerator) -> d
 
 
 def try_learning_rates(
-    config: FineTune, vit: ViT, images: Images, output: Path, accelerator: Accelerator
+    config: FineTune, vit: Backbone, images: Images, output: Path, accelerator: Accelerator
 ) -> dict[str, float]:
     """Accuracy on a fifth of the training labels for each rate of --optim.lr-grid, after training on the others for as
     long as the final run; 0 if training diverged. A resumed run keeps what it has tried.

@@ -18,8 +18,8 @@ from mpp.data.sources.path import plain_folder
 from mpp.errors import UserError, counted, listed, printable, warn
 from mpp.evaluation.intervals import interval_of, told_interval
 from mpp.methods.classify import Classifier, Classify, refuse_odd_pairs
+from mpp.models.backbone import Backbone
 from mpp.models.sizes import refuse_odd_classes
-from mpp.models.vit import ViT
 from mpp.run.folder import unreadable_line, write_folder
 from mpp.training.job import Outcome
 from mpp.training.loop import train
@@ -66,7 +66,7 @@ def _bare(name: str) -> str:
 
 
 def classifier_job(
-    config: Supervised | FineTune, vit: ViT, head: str, images: Images, test: Images, accelerator: Accelerator
+    config: Supervised | FineTune, vit: Backbone, head: str, images: Images, test: Images, accelerator: Accelerator
 ) -> tuple[Classify, Share]:
     """A fresh head on an encoder, to be trained together, and what this process computes of every batch."""
     share = share_of(config.train, accelerator)
@@ -81,7 +81,7 @@ def classifier_job(
 
 def train_classifier(
     config: Supervised | FineTune,
-    vit: ViT,
+    vit: Backbone,
     head: str,
     images: Images,
     test: Images,

@@ -43,8 +43,8 @@ from mpp.evaluation.probes import (
     top_k,
 )
 from mpp.methods.classify import batches_of
+from mpp.models.backbone import Backbone
 from mpp.models.backbones import digest_of
-from mpp.models.vit import ViT
 from mpp.run.folder import finish, prepared_output
 from mpp.run.machine import gather_dicts, workers_of
 from mpp.run.measured import told_time
@@ -136,7 +136,7 @@ def probe_layers(layer: str, depth: int) -> list[int]:
 
 def features_of(
     images: Images,
-    vit: ViT,
+    vit: Backbone,
     layers: Sequence[int],
     config: LinearProbe,
     accelerator: Accelerator,
@@ -153,7 +153,7 @@ def features_of(
 
 def rehearse_probe(
     output: Path,
-    vit: ViT,
+    vit: Backbone,
     train: Images,
     test: Images,
     layers: Sequence[int],

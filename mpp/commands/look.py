@@ -34,7 +34,7 @@ from mpp.figures.components import component_colours
 from mpp.figures.gallery import Gallery
 from mpp.figures.inside import paint_distances, paint_filters, paint_positions, paint_rollout
 from mpp.figures.sheet import paint_sheet
-from mpp.models.backbones import fitted, load_backbone
+from mpp.models.backbones import as_vit, fitted, load_backbone
 from mpp.models.vit import ViT
 from mpp.run.folder import AGAIN, claimed, named_folder, writing
 
@@ -81,7 +81,8 @@ def run_look(config: Look, accelerator: Accelerator) -> dict[str, Any]:
 def backbone(init: str, config: Look, accelerator: Accelerator) -> ViT:
     """The encoder that --init or --beside names, at --img-size, where it computes."""
     with renamed("--model.img-size", "--img-size", [config.data.path]):
-        return fitted(load_backbone(init), config.img_size).eval().to(accelerator.device)
+        vit = as_vit(load_backbone(init), init, "what is looked at are filters and attention of a ViT")
+        return fitted(vit, config.img_size).eval().to(accelerator.device)
 
 
 def taken(images: Images | Stream, vit: ViT, count: int) -> Tensor:
@@ -93,8 +94,12 @@ def taken(images: Images | Stream, vit: ViT, count: int) -> Tensor:
 
 
 def look_at_filters(vit: ViT, gallery: Gallery) -> None:
-    """Principal components of the patch-embedding filters."""
-    components, shares = filter_components(vit.patch_embed.weight.cpu(), vit.in_chans, vit.patch_size)
+    """Principal components of the patch-embedding filters; of a hybrid, those of its first convolution."""
+    filters, side = vit.patch_embed.weight, vit.patch_size
+    if vit.stem is not None:
+        first = next(part for part in vit.stem.modules() if isinstance(part, torch.nn.Conv2d))
+        filters, side = rearrange(first.weight, "d c y x -> d (c y x)"), first.kernel_size[0]
+    components, shares = filter_components(filters.cpu(), vit.in_chans, side)
     gallery.figure("filters", paint_filters(components, shares))
     gallery.table("filters", ["component", "share_of_variance"], [[k + 1, f"{s:.6f}"] for k, s in enumerate(shares)])
 

@@ -29,7 +29,7 @@ from mpp.evaluation.intervals import told_interval
 from mpp.evaluation.predictions import Predictions, refuse_unwritable, write_table
 from mpp.figures.sheet import paint_sheet
 from mpp.methods.classify import Classifier, batches_of, load_classifier, predict_batches
-from mpp.models.vit import ViT
+from mpp.models.backbone import Backbone
 from mpp.run.folder import AGAIN, save_picture, unreadable_line, writing
 from mpp.run.machine import gather_dicts, workers_of
 
@@ -96,7 +96,7 @@ def open_predicted(data: Data, size: tuple[int, int]) -> Images | Stream:
 
 def batches_of_shards(
     parts: Parts,
-    vit: ViT,
+    vit: Backbone,
     config: Predict,
     accelerator: Accelerator,
     unreadable: dict[str, str],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -29,7 +29,7 @@ from mpp.evaluation.quick_probe import QuickProbe
 from mpp.methods.masked_patches import MaskedPatches
 from mpp.methods.patch_prediction import PatchPrediction, not_measurable
 from mpp.methods.visible_patches import VisiblePatches
-from mpp.models.backbones import as_built, build_vit, downstream_vit
+from mpp.models.backbones import as_built, as_vit, build_vit, downstream_vit
 from mpp.models.vit import ViT
 from mpp.run.command import quoted, spelled
 from mpp.run.folder import finish, prepared_output, unreadable_line, write_folder
@@ -54,7 +54,9 @@ def run_pretraining(config: Pretrain, accelerator: Accelerator) -> dict[str, Any
 def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Accelerator) -> dict[str, Any]:
     """Prepare, train, export, report, all into a folder of its own."""
     set_seed(config.seed)
-    vit = None if config.init == "scratch" else downstream_vit(config.init, config.model)
+    vit = None
+    if config.init != "scratch":
+        vit = as_vit(downstream_vit(config.init, config.model), config.init, "it has no patches to mask")
     with accelerator.main_process_first():  # it fills the cache of `datasets`, the others read it
         remembered = held_out_before(output) if config.resume_anyway else None
         size = vit.img_size if vit else height_width(config.model.img_size)
@@ -86,7 +88,7 @@ def pretrain_into(output: Path, share: Share, config: Pretrain, accelerator: Acc
 def with_encoder(config: Pretrain, vit: ViT | None, bands: Bands) -> tuple[Pretrain, ViT]:
     """The options with the shape of the encoder that is trained, and this encoder: `vit`, or a fresh one."""
     if vit is None:
-        return config, build_vit(config.model, bands.channels or 3, bands.range)
+        return config, cast(ViT, build_vit(config.model, bands.channels or 3, bands.range))
     vit.pixel_range = bands.range
     config = replace(config, model=as_built(config.model, vit))
     check_patches(config)

@@ -17,7 +17,7 @@ from mpp.data.identity import held_out_before
 from mpp.data.images import Images, bands_of
 from mpp.data.splits import open_splits
 from mpp.methods.patch_prediction import PatchPrediction
-from mpp.models.backbones import load_backbone
+from mpp.models.backbones import as_vit, load_backbone
 from mpp.training import sharding
 from mpp.training.checkpoints import AVERAGE, WEIGHTS, latest
 
@@ -34,7 +34,7 @@ def run_of(init: str) -> tuple[Path, Pretrain] | None:
 
 def held_out_of(run: Path, config: Pretrain) -> Images:
     """The images that a run held out, read as it read them."""
-    vit = load_backbone(str(run))
+    vit = as_vit(load_backbone(str(run)), str(run), "it predicts no patches")
     with as_taken_by(vit, str(run), config.data) as data:
         options = replace(config, data=replace(data, cache=False))
         return open_splits(options, vit.img_size, held_out_before(run))[1]
@@ -52,7 +52,7 @@ def reopened(run: Path, config: Pretrain, images: Images, accelerator: Accelerat
         augment=replace(config.augment, crop="none"),
         eval=replace(config.eval, probe=None),
     )
-    vit = load_backbone(str(run))
+    vit = as_vit(load_backbone(str(run)), str(run), "it predicts no patches")
     job = method_of(config.method)(*with_encoder(config, vit, bands_of(images)), accelerator, images, images)
     averaged = (found[0] / AVERAGE).exists()  # then these are the weights that the run was measured with
     weights = load_file(found[0] / (AVERAGE if averaged else WEIGHTS))

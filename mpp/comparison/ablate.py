@@ -16,7 +16,7 @@ from mpp.comparison.plots import paint_differences
 from mpp.comparison.report import Cost, Table, as_markdown, escaped, results_csv
 from mpp.comparison.statistics import Finding, cell_values, difference, interval, points
 from mpp.config.bounds import check_bounds
-from mpp.config.checks import check_pretraining, texts
+from mpp.config.checks import check_pretraining, refuse_odd_shape, texts
 from mpp.config.command_line import options_of, overlaid
 from mpp.config.commands import Ablate, Compare, FineTuning, Pretrain, Scaling, Supervised
 from mpp.config.options import LabelledTrain
@@ -76,6 +76,8 @@ def changed(options: Any, changes: dict[str, str], option: str, name: str) -> An
         check_bounds(found)
         if isinstance(found, Pretrain):
             check_pretraining(found)
+        else:
+            refuse_odd_shape(found.model)
     return found
 
 

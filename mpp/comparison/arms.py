@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from mpp.comparison.pieces import Piece, Start
 from mpp.config.bounds import check_bounds
-from mpp.config.checks import check_corruption, check_pretraining, texts
+from mpp.config.checks import check_corruption, check_pretraining, refuse_odd_shape, texts
 from mpp.config.command_line import options_of, overlaid, without_shape
 from mpp.config.commands import Compare, Pretrain, Supervised
-from mpp.config.derived import height_width
+from mpp.config.derived import height_width, is_resnet
 from mpp.config.options import Data, LabelledAugment, LabelledData, LabelledTrain, Model, PooledModel, ProbedEval
 from mpp.config.own import is_own
 from mpp.config.presets import find_preset, read_toml
@@ -21,8 +21,8 @@ from mpp.config.schedule import refuse_epochs
 from mpp.data.identity import Identity
 from mpp.data.splits import open_labelled, open_splits
 from mpp.errors import UserError, renamed
+from mpp.models.backbone import Backbone
 from mpp.models.backbones import downstream_vit
-from mpp.models.vit import ViT
 
 AnyPretraining = TypeVar("AnyPretraining", bound=Pretrain | Supervised)
 
@@ -135,7 +135,8 @@ def trained_here(config: Compare, curves: bool = True) -> dict[str, Pretrain | S
             values = read_toml(preset_of(source)[0]) if source else METHODS.get(name, {})
         options = _pretraining(config, values, f"{name}={source}", start_of(config, name, source, values))
         options = _with_curve(options, config) if curves else options
-        found[name] = _supervised(config, options) if name == "supervised" else options
+        labelled = name == "supervised" or is_resnet(options.model)  # which has no patches to mask
+        found[name] = _supervised(config, options) if labelled else options
     return found
 
 
@@ -151,7 +152,9 @@ def _pretraining(config: Compare, values: dict[str, Any], arm: str, init: str) -
     options = overlaid(options_of(Pretrain, config.pretrain, init=init, model=model), values, "--arms", arm)
     with renamed("--", f"--arms {arm}: --", texts(options)):
         check_bounds(options)
-        if init == "scratch":
+        if init == "scratch" and is_resnet(options.model):
+            refuse_odd_shape(options.model)
+        elif init == "scratch":
             check_pretraining(options)
         else:
             check_corruption(options)
@@ -215,7 +218,7 @@ def seeded(options: AnyPretraining, seed: int) -> AnyPretraining:
     return dataclasses.replace(options, seed=seed, init=options.init.replace("{seed}", str(seed)))
 
 
-def encoder_of(options: Pretrain | Supervised) -> ViT:
+def encoder_of(options: Pretrain | Supervised) -> Backbone:
     """The encoder that a pretraining begins with."""
     return downstream_vit(options.init, options.model, options.data.channels or 3)
 

@@ -20,8 +20,8 @@ from mpp.config.commands import Compare, LinearProbe, Pretrain, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import SHAPE
 from mpp.methods.classify import Classifier
+from mpp.models.backbone import Backbone
 from mpp.models.backbones import build_vit, downstream_vit, fitted, load_backbone
-from mpp.models.vit import ViT
 from mpp.run.machine import in_precision
 from mpp.run.measured import told_time
 from mpp.training.flops import flops_an_image
@@ -62,7 +62,7 @@ def kind_of(piece: Piece) -> tuple[object, ...]:
     return options.init, [getattr(options.model, name) for name in SHAPE], size, options.data.channels
 
 
-def begun_by(piece: Piece) -> ViT:
+def begun_by(piece: Piece) -> Backbone:
     """The encoder that a run begins with, or one of its shape, at the run's image size."""
     options = (piece.after or piece).config
     vit = downstream_vit(options.init, options.model, options.data.channels or 3)
@@ -82,7 +82,7 @@ def estimate(piece: Piece, train: float, forward: float) -> float:
     return once * (1 + len(getattr(options.optim, "lr_grid", ())))
 
 
-def seconds_an_image(vit: ViT, device: torch.device, batch: int = 8) -> tuple[float, float]:
+def seconds_an_image(vit: Backbone, device: torch.device, batch: int = 8) -> tuple[float, float]:
     """Seconds per image of a training step and of a forward pass, each the faster of two trials."""
     images = torch.zeros(batch, vit.in_chans, *vit.img_size, device=device)
 

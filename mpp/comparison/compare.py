@@ -45,8 +45,8 @@ from mpp.data.splits import open_fitted, open_labelled
 from mpp.data.survey import noted
 from mpp.errors import UserError, is_first_process, renamed
 from mpp.methods.classify import refuse_odd_pairs
-from mpp.models.backbones import as_built, build_vit, fitted, load_backbone, refuse_shape_options
-from mpp.models.vit import ViT
+from mpp.models.backbone import Backbone
+from mpp.models.backbones import as_built, as_vit, build_vit, fitted, load_backbone, refuse_shape_options
 from mpp.run.folder import claimed, named_folder, read_metrics, refuse_other_options
 from mpp.run.log import LOG
 from mpp.run.stops import Stopped
@@ -266,10 +266,11 @@ def check_ahead(config: Compare, arms: list[Arm], accelerator: Accelerator) -> N
         refuse_odd_pairs(config.finetune.augment, share_of(config.finetune.train, accelerator))
 
 
-def begun(options: Pretrain | Supervised) -> ViT:
+def begun(options: Pretrain | Supervised) -> Backbone:
     """The encoder that a pretraining begins with, after a look whether its patches suit the options."""
     vit = encoder_of(options)
     if isinstance(options, Pretrain):
+        vit = as_vit(vit, options.init, "it has no patches to mask")
         check_patches(dataclasses.replace(options, model=as_built(options.model, vit)))
     return vit
 

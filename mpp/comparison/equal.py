@@ -22,7 +22,8 @@ from mpp.data.splits import open_labelled
 from mpp.files import write_whole
 from mpp.methods.classify import Classifier
 from mpp.methods.targets import make_target
-from mpp.models.vit import ViT
+from mpp.models.backbone import Backbone
+from mpp.models.backbones import as_vit
 from mpp.run.folder import read_metrics
 from mpp.training.flops import flops_an_image
 
@@ -65,10 +66,11 @@ def _lasting(options: Any, start: Pretrain | Supervised, ratio: float) -> Any:
     )
 
 
-def flops_of(options: Pretrain | Supervised, vit: ViT | None = None, classes: int | None = None) -> int:
+def flops_of(options: Pretrain | Supervised, vit: Backbone | None = None, classes: int | None = None) -> int:
     """Floating-point operations of training on one image; of a run, with its encoder and number of classes."""
     vit = vit or encoder_of(options)
     if isinstance(options, Pretrain):
+        vit = as_vit(vit, options.init, "it has no patches to mask")
         target = make_target(options.data.target, vit.patch_size, options.data.bits, vit.in_chans)
         method = method_of(options.method)
         return method.flops_of(options, method.build(options, vit, target.num_outputs)[0])

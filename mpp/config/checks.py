@@ -25,8 +25,8 @@ from mpp.config.commands import (
     Scaling,
     Supervised,
 )
-from mpp.config.derived import cells_a_side, height_width, num_corrupted, num_visible, target_parts
-from mpp.config.options import Augment, Data, MeasuredData, Rehearsed, Source, Training
+from mpp.config.derived import cells_a_side, height_width, is_resnet, num_corrupted, num_visible, target_parts
+from mpp.config.options import Augment, Data, MeasuredData, Model, Rehearsed, Source, Training
 from mpp.config.own import is_own
 from mpp.config.schedule import refuse_epochs, warn_of_long_warmup
 from mpp.errors import UserError, renamed
@@ -55,7 +55,7 @@ def check(config: Options) -> None:
         warn_of_long_warmup(config.optim, config.train)
         _check_scale(config.augment)
         if config.init == "scratch":
-            refuse_cut_patches(height_width(config.model.img_size), config.model.patch_size)
+            refuse_odd_shape(config.model)
     elif isinstance(config, FineTune):
         _check_fine_tune(config)
     elif isinstance(config, Compare):
@@ -132,7 +132,12 @@ def check_patches(config: Pretraining) -> None:
     """Raise UserError for options of pretraining that do not go together with the image and patch size."""
     corrupt, model, data = config.corrupt, config.model, config.data
     height, width = height_width(model.img_size)
-    refuse_cut_patches((height, width), model.patch_size)
+    if is_resnet(model):
+        raise UserError(
+            f"--model.variant {model.variant} is a ResNet, which has no patches to mask: it is for commands with "
+            f"labels (mpp supervised, finetune); take a Vision Transformer, or a hybrid by --model.stem"
+        )
+    refuse_odd_shape(model)
     try:
         num_corrupted(height * width // model.patch_size**2, corrupt.ratio)
     except ValueError as error:
@@ -162,7 +167,7 @@ def _check_fine_tune(config: FineTune) -> None:
     if not config.eval_only:
         warn_of_long_warmup(config.optim, config.train)
     if config.init == "scratch":  # a backbone has a patch size of its own
-        refuse_cut_patches(config.model.img_size, config.model.patch_size)
+        refuse_odd_shape(config.model)
     if config.eval_only and config.init == "scratch":
         raise UserError("--eval-only measures a fine-tuned model; name its run with --init")
     if config.eval_only and (config.data.labels is not None or config.model.pool != "mean"):
@@ -262,6 +267,30 @@ def _check_pretraining_of(config: Compare | Ablate | Scaling) -> None:
 def _check_scale(augment: Augment) -> None:
     if augment.scale[0] > augment.scale[1]:
         raise UserError(f"--augment.scale {augment.scale} must be the smallest share, then the largest")
+
+
+def refuse_odd_shape(model: Model) -> None:
+    """Raise UserError if images do not divide into patches, or a stem does not make patches of that size."""
+    if is_resnet(model):
+        if model.patch_size not in (8, 16, 32):
+            raise UserError(
+                f"--model.variant {model.variant} is a ResNet of stride 8, 16 or 32, not of --model.patch-size "
+                f"{model.patch_size}: give 8 for images of 32 pixels, 32 for photos"
+            )
+        plain = Model()
+        of_vits = ("stem", "embed_dim", "depth", "num_heads", "mlp_ratio", "pos_embed")
+        for name in of_vits:
+            if getattr(model, name) != getattr(plain, name):
+                raise UserError(
+                    f"{option_name(f'model.{name}')} is of Vision Transformers: leave it out, or take another variant"
+                )
+    sizes = {"none": [model.patch_size], "conv": [2, 4, 8, 16, 32, 64]}.get(model.stem, [4, 8, 16, 32])
+    if model.patch_size not in sizes:
+        raise UserError(
+            f"--model.stem {model.stem} makes tokens of {', '.join(map(str, sizes[:-1]))} or {sizes[-1]} pixels, "
+            f"not of --model.patch-size {model.patch_size}; choose one of these"
+        )
+    refuse_cut_patches(model.img_size, model.patch_size)
 
 
 def refuse_cut_patches(img_size: int | tuple[int, int] | None, patch_size: int) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from mpp.config.bounds import LARGEST
 from mpp.config.commands import Pretrain, Supervised
-from mpp.config.options import Train
+from mpp.config.options import Model, Train
 from mpp.config.own import is_own, own
 
 Sized = TypeVar("Sized", Pretrain, Supervised)
@@ -22,6 +22,11 @@ def height_width(img_size: int | Sequence[int] | None) -> tuple[int, int]:
     sides = (img_size,) if isinstance(img_size, int) else img_size
     height, width = (*sides, *sides)[:2]
     return int(height), int(width)
+
+
+def is_resnet(model: Model) -> bool:
+    """Whether the options are those of a ResNet, and of no Vision Transformer."""
+    return model.variant.startswith("bit-")
 
 
 def sized(config: Sized) -> Sized:

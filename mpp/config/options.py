@@ -99,16 +99,24 @@ class PretrainData(Data):
     one."""
 
 
+ViTVariant = Literal["nano", "Ti", "S", "B", "L", "H"]
+ResNetVariant = Literal["bit-nano", "bit-50x1", "bit-50x3", "bit-101x1", "bit-101x3", "bit-152x2", "bit-152x4"]
+
+
 @dataclass
 class Model:
     """The Vision Transformer."""
 
-    variant: Literal["nano", "Ti", "S", "B", "L", "H"] = "nano"
-    """Size: nano (1.2 M parameters, for CPUs), Ti (6 M), S (22 M), B (86 M), L (304 M), H (632 M)."""
+    variant: Literal[ViTVariant, ResNetVariant] = "nano"
+    """Size: nano (1.2 M parameters, for CPUs), Ti (6 M), S (22 M), B (86 M), L (304 M), H (632 M). bit-...: a ResNet
+    for commands with labels, the baseline of the paper (BiT); bit-nano (1 M) is for CPUs."""
     img_size: Count | tuple[Count, Count] | None = 32
     """Side of the images in pixels, or height and width; a multiple of the patch size. None: the size of the backbone
     that --init names, and 32 for scratch. Another size than the backbone's interpolates position embeddings."""
-    patch_size: Count = 4  # Side of a patch in pixels.
+    patch_size: Count = 4  # Side of a patch in pixels; of a ResNet its stride: 32, for small images 16 or 8.
+    stem: Literal["none", "conv", "r26", "r50"] = "none"
+    """Convolutions before the tokens, a hybrid: conv (a few of stride 2), r26 or r50 (ResNets); a token then stands for
+    --model.patch-size pixels of the image. The paper's R50+ViT-B/16 is variant B, stem r50, patch size 16."""
     embed_dim: Count | None = None  # Width D of a token. Default: the variant's.
     depth: Count | None = None  # Number of blocks. Default: the variant's.
     num_heads: Count | None = None  # Attention heads a block. Default: the variant's.
@@ -121,7 +129,7 @@ class Model:
     drop_path: Share = 0.0  # Probability of skipping the last block for a sample, in 0..1; earlier blocks have less.
 
 
-SHAPE = ("variant", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "pos_embed", "pos_init")
+SHAPE = ("variant", "patch_size", "stem", "embed_dim", "depth", "num_heads", "mlp_ratio", "pos_embed", "pos_init")
 """The options of a model that weights fix."""
 
 
@@ -193,7 +201,7 @@ class Optim:
     """The batch size that --optim.lr is meant for: at another, the rate scales in proportion. Default: no scaling."""
     betas: tuple[Below1, Below1] = (0.9, 0.95)
     """Decay of the running mean of gradients and of their squares. (Muon's matrices use 0.95.)"""
-    weight_decay: NotNegative = 0.05  # On the weights of linear layers; biases, norms and embeddings have none.
+    weight_decay: NotNegative = 0.05  # On the weights of linear layers and convolutions alone.
     warmup_steps: Whole = 50  # Steps over which the learning rate rises linearly from 0 to its peak.
     decay: Literal["cosine", "linear", "none"] = "cosine"  # How the learning rate falls to 0 after the warm-up.
     extend: Harmless[Literal["restart", "continue"]] = "restart"

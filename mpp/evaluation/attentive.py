@@ -26,7 +26,7 @@ from mpp.data.loader import SampleReader, Samples, as_it_is, leave_signals, no_d
 from mpp.data.randomness import Purpose, generator
 from mpp.data.splits import fifth_to_choose_by
 from mpp.evaluation.probes import top_k
-from mpp.models.vit import ViT
+from mpp.models.backbone import Backbone
 
 KEPT = 2 << 30  # bytes of patch tokens that stay in memory: 65,536 images of 64 tokens of 128 numbers
 
@@ -43,7 +43,7 @@ class Tokens:
 
     def __init__(
         self,
-        vit: ViT,
+        vit: Backbone,
         images: Images,
         indices: np.ndarray,
         layer: int,

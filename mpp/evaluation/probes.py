@@ -20,7 +20,7 @@ from mpp.data.augment import normalise
 from mpp.data.loader import Batch
 from mpp.data.splits import fifth_to_choose_by
 from mpp.errors import UserError
-from mpp.models.vit import ViT, pool_tokens
+from mpp.models.backbone import Backbone, pool_tokens
 
 FEW_SHOT_PENALTY = 2.0**10  # of ridge regression, on the summed loss: big_vision's evaluators/fewshot_lsr.py
 _QUERIES = 1024  # of k-NN at a time
@@ -28,7 +28,7 @@ _QUERIES = 1024  # of k-NN at a time
 
 @torch.no_grad()
 def extract(
-    vit: ViT, batches: Iterable[Batch], pool: str, layers: Sequence[int], accelerator: Accelerator, total: int
+    vit: Backbone, batches: Iterable[Batch], pool: str, layers: Sequence[int], accelerator: Accelerator, total: int
 ) -> tuple[list[Tensor], np.ndarray]:
     """Features of a set's images, float32 (M, D) on the CPU for each layer, and the images' indices (M,), sorted.
 
@@ -49,7 +49,7 @@ def extract(
     return [torch.from_numpy(layer) for layer in features], indices[order]
 
 
-def pooled(vit: ViT, images: Tensor, pool: str, layers: Sequence[int], accelerator: Accelerator) -> Tensor:
+def pooled(vit: Backbone, images: Tensor, pool: str, layers: Sequence[int], accelerator: Accelerator) -> Tensor:
     """Features of uint8 images (B, C, H, W) after each layer: float32 (layers, B, D) on the CPU."""
     with accelerator.autocast():
         outputs = vit.layers(normalise(images.to(accelerator.device)), layers)

@@ -19,7 +19,7 @@ from mpp.data.loader import eval_loader, no_draws
 from mpp.data.splits import draw_labels, open_fitted
 from mpp.errors import renamed
 from mpp.evaluation.probes import FEW_SHOT_PENALTY, effective_rank, knn, pooled, ridge_top1, top_k
-from mpp.models.vit import ViT
+from mpp.models.backbone import Backbone
 
 FIT, MEASURE = 400, 800  # images: 2 seconds of the nano model on two CPU cores
 
@@ -35,7 +35,7 @@ class QuickProbe:
         unreadable: dict[str, str],
         bands: Bands,
         size: tuple[int, int],
-    ) -> Callable[[ViT], dict[str, float]]:
+    ) -> Callable[[Backbone], dict[str, float]]:
         """The probe, or what finds nothing without --eval.probe."""
         return cls(config, accelerator, unreadable, bands, size) if config.eval.probe else lambda vit: {}
 
@@ -60,7 +60,7 @@ class QuickProbe:
         self.fit, self.fit_labels = self._decoded(Subset(images, fit), unreadable)
         self.test, self.test_labels = self._decoded(Subset(images, np.setdiff1d(chosen, fit)), unreadable)
 
-    def __call__(self, vit: ViT) -> dict[str, float]:
+    def __call__(self, vit: Backbone) -> dict[str, float]:
         """Top-1 accuracy of ridge regression and of k-NN, and the effective rank; the same on all processes."""
         x, test_x = self._features(vit, self.fit), self._features(vit, self.test)
         votes = knn(x, self.fit_labels, test_x, self.classes)
@@ -102,6 +102,6 @@ class QuickProbe:
         unreadable |= left_out
         return torch.cat([batch["images"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
 
-    def _features(self, vit: ViT, images: Tensor) -> Tensor:
+    def _features(self, vit: Backbone, images: Tensor) -> Tensor:
         parts = images.split(self.config.eval.batch_size)
         return torch.cat([pooled(vit, part, "mean", [vit.depth], self.accelerator)[0] for part in parts])

@@ -27,10 +27,10 @@ from mpp.evaluation.calibration import best_temperature, scores_of
 from mpp.evaluation.predictions import Predictions, predict
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.figures.confusion import paint_confusion
-from mpp.models.backbones import load_exported
+from mpp.models.backbone import Backbone, pool_tokens
+from mpp.models.backbones import class_of, load_exported
 from mpp.models.pretrained import Pretrained
 from mpp.models.sizes import refuse_no_numbers, refuse_odd_classes, refuse_unknown, shown
-from mpp.models.vit import ViT, pool_tokens
 from mpp.run.machine import workers_of
 from mpp.training.flops import flops_an_image
 
@@ -41,9 +41,9 @@ class Classifier(
     library_name="masked-patch-pretraining",
     tags=["vision-transformer", "image-classification"],
     license="apache-2.0",
-    coders={ViT: (lambda vit: vit.hub_config(), lambda config: config)},
+    coders={Backbone: (lambda vit: vit.hub_config(), lambda config: config)},
 ):
-    """ViT + pooling + head: normalised images (B, C, H, W) -> scores of the classes (B, classes).
+    """Backbone + pooling + head: normalised images (B, C, H, W) -> scores of the classes (B, classes).
 
     Args:
         vit: the encoder, or the arguments of a fresh one.
@@ -61,7 +61,7 @@ class Classifier(
 
     def __init__(
         self,
-        vit: ViT | dict[str, Any],
+        vit: Backbone | dict[str, Any],
         classes: Sequence[str],
         pool: str = "mean",
         head: str = "linear",
@@ -73,7 +73,7 @@ class Classifier(
             raise ValueError("temperature must be above 0")
         self.temperature = temperature
         refuse_unknown(pool=(pool, ("mean", "cls")), head=(head, ("linear", "mlp")))
-        self.vit = vit if isinstance(vit, ViT) else ViT(**vit)
+        self.vit = vit if isinstance(vit, Backbone) else class_of(vit)(**vit)
         self.classes, self.pool = list(classes), pool
         dim = self.vit.embed_dim
         hidden, last = nn.Linear(dim, dim), nn.Linear(dim, len(self.classes))
@@ -143,7 +143,7 @@ class Classify:
             labels=True,
         )
         self.data = IndexedSet(train, reading)
-        self.probe: Callable[[ViT], dict[str, float]] = lambda vit: {}
+        self.probe: Callable[[Backbone], dict[str, float]] = lambda vit: {}
         if isinstance(config, Supervised):
             self.probe = QuickProbe.asked_for(config, accelerator, self.unreadable, bands_of(train), model.vit.img_size)
 
@@ -206,7 +206,7 @@ def calibrate(model: Classifier, held: Images, data: Data, batch_size: int, acce
 
 def batches_of(
     images: Images,
-    vit: ViT,
+    vit: Backbone,
     data: Data,
     batch_size: int,
     accelerator: Accelerator,

@@ -42,7 +42,11 @@ class MaskedPatchModel(nn.Module):
 
     def forward(self, images: Tensor, corruption: Corruption) -> Tensor:
         """Normalised images (B, C, H, W) and their corruption (B, K) -> predictions (B, K, num_outputs)."""
-        embeddings = corrupt(self.vit.embed(images), self.mask_token, corruption)  # (B, N, D)
+        blank = None
+        if self.vit.stem is not None:  # it must not show its neighbours what is replaced
+            nowhere = torch.zeros(len(images), self.vit.num_patches, dtype=torch.bool, device=images.device)
+            blank = nowhere.scatter(1, corruption.indices, corruption.sources != corruption.indices)
+        embeddings = corrupt(self.vit.embed(images, blank=blank), self.mask_token, corruption)  # (B, N, D)
         if not self.decoder:
             return self.head(self.vit.encode(embeddings, corruption.indices))  # (B, K, D) -> (B, K, num_outputs)
         tokens = self.vit.encode(embeddings)  # (B, T + N, D), T of them no patches

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mpp.config.derived import height_width
+from mpp.models.backbone import Backbone
 from mpp.models.blocks import Block, gather
 from mpp.models.initial import initialise
 from mpp.models.positions import RelativePositions, interpolate
-from mpp.models.pretrained import Pretrained
 from mpp.models.sizes import (
     refuse_no_colour,
     refuse_no_counts,
@@ -29,6 +29,7 @@ from mpp.models.sizes import (
     refuse_no_switches,
     refuse_unknown,
 )
+from mpp.models.stems import Stem, blanked, build_stem, feature_map
 
 PosEmbed = Literal["1d", "2d", "relative", "none"]
 
@@ -56,8 +57,7 @@ _SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 4, "pos_init": "sincos"}
 
 
 class ViT(
-    nn.Module,
-    Pretrained,
+    Backbone,
     library_name="masked-patch-pretraining",
     tags=["vision-transformer", "masked-patch-prediction"],
     license="apache-2.0",
@@ -70,6 +70,7 @@ class ViT(
             nano 32.
         patch_size: side of a patch in pixels. Default: 16, of nano 4.
         in_chans: channels of an image.
+        stem: convolutions before the patch projection ("conv", "r26", "r50": hybrids, see models/stems.py), or "none".
         pixel_range: the values of images that become -1 and 1, as --data.range; None: all of 8 or 16 bits. The model
             does not use it: it tells a later training how to read images.
         pos_embed: "1d" (the paper's default: one learnt vector per place), "2d" (a row half and a column half),
@@ -92,11 +93,6 @@ class ViT(
     Raises ValueError if sizes do not fit each other or a name is unknown.
     """
 
-    in_run = "backbone"
-    mean: Tensor
-    std: Tensor
-    _hub_mixin_config: dict[str, Any]  # the arguments of __init__, stored by the mixin
-
     def __init__(
         self,
         variant: str = "B",
@@ -104,6 +100,7 @@ class ViT(
         img_size: int | Sequence[int] | None = None,
         patch_size: int | None = None,
         in_chans: int = 3,
+        stem: Stem = "none",
         pos_embed: PosEmbed = "1d",
         pos_init: PosInit | None = None,
         embed_dim: int | None = None,
@@ -125,6 +122,7 @@ class ViT(
     ) -> None:
         super().__init__()
         refuse_unknown(variant=(variant, tuple(VARIANTS)), pos_embed=(pos_embed, get_args(PosEmbed)))
+        refuse_unknown(stem=(stem, get_args(Stem)))
         usual = _SMALL if variant == "nano" else _USUAL
         img_size = usual["img_size"] if img_size is None else img_size
         patch_size = usual["patch_size"] if patch_size is None else patch_size
@@ -165,7 +163,10 @@ class ViT(
         self.img_size = height_width(img_size)
         self.grid = self._grid_of(self.img_size)
 
-        self.patch_embed = nn.Linear(in_chans * patch_size**2, self.embed_dim)
+        self.stem_kind = stem
+        self.stem = build_stem(stem, in_chans, patch_size, self.embed_dim)
+        features = in_chans * patch_size**2 if self.stem is None else self.stem.num_features
+        self.patch_embed = nn.Linear(features, self.embed_dim)
         self.normalised = mean is not None or std is not None  # by other numbers than 0.5
         mean, std = ([0.5] * in_chans if values is None else values for values in (mean, std))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)  # (C, 1, 1)
@@ -201,29 +202,25 @@ class ViT(
         self.activation_checkpointing = False  # whether the backward pass recomputes activations
         initialise(self)
 
-    @property
-    def num_patches(self) -> int:
-        """N, the patches of an image."""
-        return self.grid[0] * self.grid[1]
-
     def forward(self, images: Tensor) -> Tensor:
         """Encode images: (B, C, H, W), values in -1..1 -> (B, 1 + N, D) tokens after the last norm."""
         return self.encode(self.embed(images))
 
-    def embed(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+    def embed(self, images: Tensor, visible: Tensor | None = None, blank: Tensor | None = None) -> Tensor:
         """Cut images into patches and project them: (B, C, H, W) -> (B, N, D), before positions.
 
-        With `visible` (B, V), only these patches: -> (B, V, D).
+        With `visible` (B, V), only these patches: -> (B, V, D). A hybrid's stem sees no other patch then, and none of
+        those that `blank`, bool (B, N), names; without a stem, no embedding depends on another patch.
         """
-        if tuple(images.shape[-2:]) != self.img_size:
-            raise ValueError(
-                f"images of {images.shape[-2]}x{images.shape[-1]} do not fit a ViT for {self.img_size[0]}x"
-                f"{self.img_size[1]}; vit.resize({tuple(images.shape[-2:])}) interpolates its position embeddings"
-            )
-        if self.normalised:
-            images = ((images + 1) / 2 - self.mean) / self.std
-        p = self.patch_size
-        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        images = self.as_normalised(images)
+        if self.stem is None:
+            p = self.patch_size
+            patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        else:
+            if visible is not None:
+                blank = visible.new_ones(len(images), self.num_patches, dtype=torch.bool).scatter(1, visible, False)
+            images = images if blank is None else blanked(images, blank, self.grid)
+            patches = feature_map(self.stem, images, self.activation_checkpointing)  # (B, N, F)
         return self.patch_embed(patches if visible is None else gather(patches, visible))
 
     def encode(self, embeddings: Tensor, patches: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
@@ -319,31 +316,7 @@ class ViT(
                         module.resize(self.grid)
         return self
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> str | None:
-        """Write `config.json` and `model.safetensors` to a folder (and to the hub with `push_to_hub=True`)."""
-        if kwargs.get("config") is None:  # push_to_hub passes None
-            kwargs["config"] = self.hub_config()
-        return super().save_pretrained(save_directory, **kwargs)
-
     def hub_config(self) -> dict[str, Any]:
         """The arguments that build this model, for `config.json`."""
         own = {"patch_size": self.patch_size, "pos_init": self.pos_init, "pixel_range": self.pixel_range}
         return self._hub_mixin_config | own | {"img_size": list(self.img_size)}
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *, img_size: int | Sequence[int] | None = None, **kwargs: Any
-    ) -> ViT:
-        """Load an encoder from a folder or a hub id, at `img_size` if given (position embeddings interpolated)."""
-        vit = super().from_pretrained(pretrained_model_name_or_path, strict=True, **kwargs)
-        return vit if img_size is None else vit.resize(img_size)
-
-    def _grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        if any(side < 1 or side % self.patch_size for side in img_size):
-            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {self.patch_size}")
-        return img_size[0] // self.patch_size, img_size[1] // self.patch_size
-
-
-def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
-    """One vector per image: the mean of its patches' tokens or the [class] token. (B, 1 + N, D) -> (B, D)."""
-    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)

@@ -21,7 +21,7 @@ def scaled_lr(optim: Optim, batch_size: int) -> float:
 
 
 def build_optimizer(model: nn.Module, optim: Optim, batch_size: int) -> Optimizer:
-    """--optim.name over a model's parameters; only the weights of linear layers decay."""
+    """--optim.name over a model's parameters; only the weights of linear layers and convolutions decay."""
     lr = scaled_lr(optim, batch_size)
     groups = parameter_groups(model, optim.weight_decay, optim.layer_decay)
     matrices: list[dict[str, Any]] = []
@@ -32,22 +32,23 @@ def build_optimizer(model: nn.Module, optim: Optim, batch_size: int) -> Optimize
     # fused: one pass over all weights instead of one kernel a tensor
     if optim.name == "sgd":
         return SGD(groups, lr=lr, momentum=optim.betas[0], fused=True)
-    if optim.name == "muon":
+    if optim.name == "muon" and matrices:  # a ResNet has none
         # Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both
         muon = BatchedMuon(matrices, lr=lr)
         return Together([muon, AdamW(others, lr=lr, betas=optim.betas, fused=True)])
-    return {"adam": Adam, "adamw": AdamW}[optim.name](groups, lr=lr, betas=optim.betas, fused=True)
+    return {"adam": Adam}.get(optim.name, AdamW)(groups, lr=lr, betas=optim.betas, fused=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Parameters by what they share: weights of linear layers have `weight_decay`; biases, norms and embeddings none.
+    """Parameters by what they share: weights of linear layers and convolutions have `weight_decay`; biases, norms and
+    embeddings none.
 
     With `layer_decay` below 1, block i of L (from 1) learns at the share layer_decay ** (L + 1 - i), "lr_scale"; the
     embeddings come before the first block, the last norm and what stands outside the encoder (heads, decoders, [mask])
     after the last (BEiT, arXiv 2106.08254).
     "matrices" are the weights of the blocks' linear layers, which Muon is for.
     """
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    kinds = {id(m.weight): type(m) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     encoder = getattr(model, "vit", model)
     depth, inside = len(getattr(encoder, "blocks", ())), "" if encoder is model else "vit."
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
@@ -55,9 +56,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
         if not parameter.requires_grad:
             continue
         layer = layer_of(name.removeprefix(inside), depth) if name.startswith(inside) else depth + 1
-        decays = id(parameter) in linear
+        decays = id(parameter) in kinds
         scale = layer_decay ** (depth + 1 - layer)
-        matrices = decays and "blocks" in name.split(".")  # of the encoder, or of a decoder
+        matrices = kinds.get(id(parameter)) is nn.Linear and "blocks" in name.split(".")  # of encoder or decoder
         group = {"weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "matrices": matrices}
         groups.setdefault((scale, decays, matrices), group | {"params": []})["params"].append(parameter)
     return list(groups.values())

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from mpp.models.backbone import Backbone
 from mpp.models.foreign.encoder import colours_of
 from mpp.models.foreign.writing import Head
 from mpp.models.vit import ViT
@@ -17,15 +19,19 @@ from mpp.models.vit import ViT
 Outputs = Callable[[Tensor], Tensor]  # normalised images (B, C, H, W) -> scores (B, classes) or tokens
 
 
-def opened_by_timm(folder: Path, vit: ViT, head: Head | None) -> Outputs:
+def opened_by_timm(folder: Path, vit: Backbone, head: Head | None) -> Outputs:
     """timm's scores, or its tokens (B, T, D) without registers."""
     import timm
 
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    return model if head else lambda images: _without_registers(model.forward_features(images), vit)
+    if head:
+        return model
+    if not isinstance(vit, ViT):
+        return lambda images: rearrange(model.forward_features(images), "b d h w -> b (h w) d")
+    return lambda images: _without_registers(model.forward_features(images), vit)
 
 
-def opened_by_transformers(folder: Path, vit: ViT, head: Head | None) -> Outputs:
+def opened_by_transformers(folder: Path, vit: Any, head: Head | None) -> Outputs:
     """transformers' scores, or its tokens without registers."""
     import transformers
 
@@ -38,7 +44,7 @@ def opened_by_transformers(folder: Path, vit: ViT, head: Head | None) -> Outputs
     return lambda images: _without_registers(model(images).last_hidden_state, vit)
 
 
-def opened_by_torchvision(folder: Path, vit: ViT, head: Head | None) -> Outputs:
+def opened_by_torchvision(folder: Path, vit: Backbone, head: Head | None) -> Outputs:
     """torchvision's scores, or its [class] token (B, D)."""
     from safetensors.torch import load_file
     from torchvision.models import VisionTransformer
@@ -48,7 +54,7 @@ def opened_by_torchvision(folder: Path, vit: ViT, head: Head | None) -> Outputs:
     return model.eval()
 
 
-def npz_opened_by_timm(folder: Path, vit: ViT, head: Head | None) -> Outputs:
+def npz_opened_by_timm(folder: Path, vit: Any, head: Head | None) -> Outputs:
     """timm's tokens or scores from the ViT authors' form, which it reads; a hidden layer of the head is left out."""
     from timm.models.vision_transformer import VisionTransformer
 
@@ -61,14 +67,14 @@ def npz_opened_by_timm(folder: Path, vit: ViT, head: Head | None) -> Outputs:
     return model.eval() if classes else model.eval().forward_features
 
 
-def opened_by_onnxruntime(folder: Path, vit: ViT, head: Head | None) -> Outputs:
+def opened_by_onnxruntime(folder: Path, vit: Backbone, head: Head | None) -> Outputs:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def opened_by_torch(folder: Path, vit: ViT, head: Head | None) -> Outputs:
+def opened_by_torch(folder: Path, vit: Backbone, head: Head | None) -> Outputs:
     return torch.export.load(folder / "model.pt2").module()
 
 
@@ -83,7 +89,7 @@ OPENERS = {
 
 
 @torch.no_grad()
-def largest_difference(form: str, folder: Path, model: Any, vit: ViT, head: Head | None, batch: int = 3) -> float:
+def largest_difference(form: str, folder: Path, model: Any, vit: Backbone, head: Head | None, batch: int = 3) -> float:
     """The largest difference between the other library's outputs and ours, on random images that each normalises by
     itself, over the largest output (or 1). Raises ImportError if that library is not installed."""
     outputs = OPENERS[form][1](folder, vit, head)

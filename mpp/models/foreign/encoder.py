@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from einops import rearrange
 from torch import Tensor
 
 from mpp.errors import listed
+from mpp.models.backbone import Backbone
 from mpp.models.foreign.names import Tensors
 from mpp.models.pretrained import not_finite
 from mpp.models.sizes import refuse_beyond_use
+from mpp.models.stems import kind_of_units
 from mpp.models.vit import VARIANTS, ViT
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of pixels in 0..1
@@ -28,7 +31,7 @@ _NOT_OURS = {  # what a part of a tensor's name stands for
     r"mlp\.(w12|w1|w2|w3|fc1_g|fc1_x|weights_in)\b": "a gated MLP (SwiGLU)",
     r"dist_token|distillation_token": "a distillation token",
     r"attn\.norm\.|mlp\.norm\.": "norms inside attention or MLP",
-    r"patch_embed\.(backbone|norm)|^conv_root|^root_block": "a convolutional stem, or a norm in it",
+    r"patch_embed\.(backbone\.(?!stem\.(conv|norm)\.|stages\.)|norm)|^root_block": "another stem, or a norm in it",
     r"\.(q|v)_bias$": "separate biases of queries and values (BEiT)",
     r"^layers\.\d+\.blocks\.": "windows in stages (Swin)",
     r"\.(attns|ffns)\.": "parallel branches",
@@ -36,6 +39,9 @@ _NOT_OURS = {  # what a part of a tensor's name stands for
     r"experts|router": "a mixture of experts",
     r"gamma_[12]$": "scales of branches under BEiT's names",
 }
+
+
+_STEM = "patch_embed.backbone.stem.conv.weight"  # the first convolution of a hybrid's ResNet
 
 
 @dataclass
@@ -93,7 +99,7 @@ def refuse_not_ours(tensors: Tensors) -> None:
     if fc2 is not None and fc1.shape[0] != fc2.shape[-1]:
         raise ValueError("it has a gated MLP (SwiGLU: fc1 is wider than fc2), which our ViT does not have")
     patch = tensors["patch_embed.proj.weight"]
-    if patch.ndim != 4 or patch.shape[-1] != patch.shape[-2]:
+    if patch.ndim != 4 or patch.shape[-1] != patch.shape[-2] or (_STEM in tensors and patch.shape[-1] != 1):
         raise ValueError(f"its patch projection is {tuple(patch.shape)}, and our patches are squares of an image")
 
 
@@ -102,6 +108,11 @@ def ours_of(tensors: Tensors, facts: Facts) -> tuple[dict[str, Any], Tensors]:
     ours = {name: tensor.float() for name, tensor in tensors.items()}
     patch = ours.pop("patch_embed.proj.weight")
     dim, channels, side, _ = patch.shape
+    stem: tuple[str, int] | None = None
+    if _STEM in ours:
+        stem, channels = stem_of(tensors), ours[_STEM].shape[1]
+        side = stem[1]
+        ours = {name.replace("patch_embed.backbone.", "stem."): tensor for name, tensor in ours.items()}
     ours["patch_embed.weight"] = rearrange(patch, "d c p q -> d (c p q)")
     ours["patch_embed.bias"] = ours.pop("patch_embed.proj.bias", torch.zeros(dim))  # CLIP's has none
     blocks = {int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))}
@@ -126,6 +137,7 @@ def ours_of(tensors: Tensors, facts: Facts) -> tuple[dict[str, Any], Tensors]:
         "img_size": (grid[0] * side, grid[1] * side),
         "patch_size": side,
         "in_chans": channels,
+        **({"stem": stem[0]} if stem else {}),
         **sizes,
         "mlp_ratio": ours["blocks.0.mlp.fc1.weight"].shape[0] / dim,
         "pos_embed": "1d" if "pos_embed" in ours else "none",
@@ -139,6 +151,16 @@ def ours_of(tensors: Tensors, facts: Facts) -> tuple[dict[str, Any], Tensors]:
         "norm_eps": facts.eps,
     }
     return arguments, ours
+
+
+def stem_of(tensors: Tensors) -> tuple[str, int]:
+    """Which of our stems a hybrid of timm has, and the pixels a side of a token. Raises ValueError for another."""
+    inside = re.compile(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.conv1\.weight")
+    units = Counter(int(found[1]) for name in tensors if (found := inside.match(name)))
+    counts = tuple(units[stage] for stage in sorted(units))
+    if not (kind := kind_of_units(counts)):
+        raise ValueError(f"its ResNet has {counts} units a stage, which none of our stems has")
+    return kind
 
 
 def place_positions(
@@ -175,7 +197,7 @@ def place_positions(
     return grid
 
 
-def colours_of(vit: ViT) -> tuple[list[float], list[float]]:
+def colours_of(vit: Backbone) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, of pixels in 0..1, by which a ViT's images are normalised."""
     mean, std = vit.mean.flatten(), vit.std.flatten()
     return _plain(mean), _plain(std)

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from mpp.config.hub import missing, on_hub
 from mpp.errors import UserError, first_line, is_first_process, warn
 from mpp.files import is_special
+from mpp.models.backbone import Backbone
 from mpp.models.foreign.encoder import HALF, HEADS, IMAGENET, Facts, encoder
 from mpp.models.foreign.names import Tensors, in_timms_names
 from mpp.models.foreign.naming import config_of, kind_of
 from mpp.models.foreign.npz import read_npz
-from mpp.models.vit import ViT
+from mpp.models.foreign.resnets import TIMMS, read_timm
 
 WEIGHTS = "model.safetensors"
 _OF_TRANSFORMERS = {  # model types of our shape, and the usual normalisation of each
@@ -46,9 +47,12 @@ class Foreign:
         """The file of the weights."""
         return self.place / WEIGHTS if self.place and self.place.is_dir() else self.place
 
-    def load(self, **options: Any) -> ViT:
-        """Our ViT with these weights. Raises UserError, which says why, if it cannot have them."""
+    def load(self, **options: Any) -> Backbone:
+        """Our ViT (or ResNet) with these weights. Raises UserError, which says why, if it cannot have them."""
         try:
+            config = config_of(self.place) if self.place and self.place.is_dir() else {}
+            if config.get("architecture") in TIMMS and self.weights and self.weights.is_file():
+                return read_timm(config, self.weights, **options)
             tensors, facts = _read(self)
             vit = encoder(tensors, facts, **options)
         except UserError:
@@ -185,7 +189,9 @@ def _of_timm(config: dict[str, Any]) -> Facts:
     """What timm says of an architecture. Raises ValueError for one that is not of our shape."""
     try:
         import timm
+        from timm.layers import HybridEmbed, StdConv2dSame
         from timm.models import vision_transformer as theirs
+        from timm.models.resnetv2 import ResNetV2
     except ImportError as error:
         raise ValueError("timm knows what its architecture is: pip install timm") from error
     name, given = str(config.get("architecture")), dict(config.get("model_args") or {})
@@ -203,7 +209,12 @@ def _of_timm(config: dict[str, Any]) -> Facts:
     attention, mlp = getattr(first, "attn", None), getattr(first, "mlp", None)
     parts = {"block": (first, theirs.Block), "attention": (attention, theirs.Attention), "MLP": (mlp, theirs.Mlp)}
     parts |= {"activation": (getattr(mlp, "act", None), torch.nn.GELU)}
-    parts |= {"patch projection": (model.patch_embed, theirs.PatchEmbed)}
+    stem: Any = getattr(model.patch_embed, "backbone", None)
+    if isinstance(model.patch_embed, HybridEmbed) and isinstance(stem, ResNetV2):
+        first_conv: Any = stem.stem.conv
+        parts |= {"stem's first convolution": (first_conv, StdConv2dSame)}
+    else:
+        parts |= {"patch projection": (model.patch_embed, theirs.PatchEmbed)}
     for what, (part, ours) in parts.items():
         if not isinstance(part, ours):
             raise ValueError(f"{name}: its {what} is {type(part).__name__}, and that of our ViT is {ours.__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mpp.errors import UserError
 from mpp.files import as_json, ordinary_modes, write_whole
+from mpp.models.backbone import Backbone
 from mpp.models.foreign.encoder import colours_of
 from mpp.models.foreign.names import Tensors, in_names_of
 from mpp.models.foreign.npz import to_jax
@@ -42,8 +44,9 @@ def timms_tensors(vit: ViT) -> Tensors:
     """The encoder's tensors in timm's names, with position embeddings for [class] and patches: (1, first + N, D)."""
     tensors = {name: tensor.detach().cpu().float() for name, tensor in vit.state_dict().items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("pos_embed")}
+    tensors = {re.sub(r"^stem\.", "patch_embed.backbone.", name): tensor for name, tensor in tensors.items()}
     patch = tensors.pop("patch_embed.weight")
-    p = vit.patch_size
+    p = vit.patch_size if vit.stem is None else 1
     tensors["patch_embed.proj.weight"] = rearrange(patch, "d (c p q) -> d c p q", p=p, q=p).contiguous()
     tensors["patch_embed.proj.bias"] = tensors.pop("patch_embed.bias")
     positions = vit.positions()
@@ -60,9 +63,25 @@ def not_absolute(vit: ViT) -> str | bool:
     )
 
 
+_TIMMS_HYBRIDS = {
+    ("r26", 32): "vit_small_r26_s32_224",
+    ("r50", 16): "vit_base_r50_s16_224",
+    ("r50", 32): "vit_large_r50_s32_224",
+}
+
+
+def hybrid(vit: ViT) -> str | bool:
+    """Why forms for plain ViTs do not take this one."""
+    return vit.stem is not None and (
+        f"it has no place for the stem {vit.stem_kind} of this hybrid; timm has r26 at patches of 32 pixels and r50 at "
+        f"16 and 32, and onnx and torch-export have all"
+    )
+
+
 def write_timm(vit: ViT, head: Head | None, folder: Path) -> None:
     """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
-    refuse("timm", not_absolute(vit), bool(head and head.hidden) and _HIDDEN)
+    architecture = _TIMMS_HYBRIDS.get((vit.stem_kind, vit.patch_size))
+    refuse("timm", not_absolute(vit), not architecture and hybrid(vit), bool(head and head.hidden) and _HIDDEN)
     tensors = timms_tensors(vit)
     pre_norm = isinstance(vit.norm_pre, torch.nn.LayerNorm)
     if pre_norm:  # timm's patch projection then has no bias: a sum with the positions is the same
@@ -74,7 +93,7 @@ def write_timm(vit: ViT, head: Head | None, folder: Path) -> None:
     first_block: Any = vit.blocks[0]
     arguments = {
         "img_size": list(vit.img_size),
-        "patch_size": vit.patch_size,
+        **({} if architecture else {"patch_size": vit.patch_size}),
         "in_chans": vit.in_chans,
         "embed_dim": vit.embed_dim,
         "depth": vit.depth,
@@ -98,21 +117,21 @@ def write_timm(vit: ViT, head: Head | None, folder: Path) -> None:
         "mean": mean,
         "std": std,
         "num_classes": len(head.classes) if head else 0,
-        "first_conv": "patch_embed.proj",
+        "first_conv": "patch_embed.backbone.stem.conv" if architecture else "patch_embed.proj",
         "classifier": "head",
     }
     if head:
         tensors |= {"head.weight": head.weight, "head.bias": head.bias}
         about["label_names"] = head.classes
     config = {
-        "architecture": "vit_base_patch16_224",  # whose sizes the arguments replace
+        "architecture": architecture or "vit_base_patch16_224",  # whose sizes the arguments replace
         "num_classes": about["num_classes"],
         "num_features": vit.embed_dim,
         "global_pool": pool,
         "model_args": arguments,
         "pretrained_cfg": about,
     }
-    _save(folder, tensors, config)
+    save(folder, tensors, config)
 
 
 _HIDDEN = (
@@ -133,6 +152,7 @@ def write_hf(vit: ViT, head: Head | None, folder: Path) -> None:
     refuse(
         "hf",
         not_absolute(vit),
+        hybrid(vit),
         bool(head and head.hidden) and _HIDDEN,
         not vit.first and "transformers' ViT and DINOv2 have a [class] token, which this backbone does not",
         not isinstance(vit.norm_pre, torch.nn.Identity) and "transformers' ViT has no norm before the first block",
@@ -177,7 +197,7 @@ def write_hf(vit: ViT, head: Head | None, folder: Path) -> None:
         tensors["classifier.bias"] = head.bias
         config["id2label"] = {str(number): name for number, name in enumerate(head.classes)}
         config["label2id"] = {name: number for number, name in enumerate(head.classes)}
-    _save(folder, tensors, config)
+    save(folder, tensors, config)
     mean, std = colours_of(vit)
     view: dict[str, Any] = {
         "do_resize": True,
@@ -210,7 +230,7 @@ def _plain(vit: ViT, head: Head | None, library: str) -> list[str | bool]:
     }
     wrong = [what for what, there in has.items() if there]
     ways = "timm and hf have it" if wrong != ["a norm before the first block"] else "timm has it"
-    return [not_absolute(vit), bool(wrong) and f"{library} has no place for {' and '.join(wrong)}; {ways}"]
+    return [not_absolute(vit), hybrid(vit), bool(wrong) and f"{library} has no place for {' and '.join(wrong)}; {ways}"]
 
 
 def write_torchvision(vit: ViT, head: Head | None, folder: Path) -> None:
@@ -239,7 +259,7 @@ def write_torchvision(vit: ViT, head: Head | None, folder: Path) -> None:
     if head and head.hidden:
         arguments["representation_size"] = vit.embed_dim
         tensors |= {"heads.pre_logits.weight": head.hidden[0], "heads.pre_logits.bias": head.hidden[1]}
-    _save(folder, tensors, arguments)
+    save(folder, tensors, arguments)
     write_about(vit, head, folder)
 
 
@@ -262,7 +282,8 @@ def write_npz(vit: ViT, head: Head | None, folder: Path) -> None:
     write_about(vit, head, folder)
 
 
-def _save(folder: Path, tensors: Tensors, config: dict[str, Any]) -> None:
+def save(folder: Path, tensors: Tensors, config: dict[str, Any]) -> None:
+    """Write the weights and config.json of a folder that another library opens."""
     folder.mkdir(parents=True)
     plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
@@ -270,7 +291,7 @@ def _save(folder: Path, tensors: Tensors, config: dict[str, Any]) -> None:
     write_whole(folder / "config.json", as_json(config, indent=1).encode())
 
 
-def write_about(vit: ViT, head: Head | None, folder: Path, traced: bool = False) -> None:
+def write_about(vit: Backbone, head: Head | None, folder: Path, traced: bool = False) -> None:
     """What the form itself cannot say: how images are normalised (a traced model does it itself), and the classes."""
     mean, std = ([0.5] * vit.in_chans, [0.5] * vit.in_chans) if traced else colours_of(vit)
     says: dict[str, Any] = {"img_size": vit.img_size, "channels": vit.in_chans, "mean": mean, "std": std}
