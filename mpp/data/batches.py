@@ -23,8 +23,9 @@ _ENOUGH_TO_TELL = 10_000  # images of a stream, of which one shard may be bad an
 class Feed:
     """The micro-batches of a training, moved to the device.
 
-    It keeps what is not for the model: `samples` of the last step, `positions` in a stream, and `unreadable` images,
-    which may be no more than --data.max-bad of the set's `count`, or of what was read of a stream (None).
+    It keeps the `latest` of them, and what is not for the model: `samples` of the last step, `positions` in a stream,
+    and `unreadable` images, which may be no more than --data.max-bad of the set's `count`, or of what was read of a
+    stream (None).
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Feed:
     ) -> None:
         self.data, self.count, self.device = data, count, device
         self.batches = iter(loader)  # draws a random number, so it comes before the first step seeds dropout
+        self.latest: Batch = {}
         self.samples: Samples = []
         self.positions: Positions = {}
         self.unreadable = dict(unreadable)  # where -> why; those that were found before the run was resumed
@@ -48,8 +50,8 @@ class Feed:
                 self.positions |= batch.pop("positions", {})
                 index = batch.pop("index").clone()  # what comes from a worker keeps a file open
                 self.samples.append((index, batch.pop("where", None)))
-                batch = to_device(batch, self.device)
-            yield batch
+                self.latest = to_device(batch, self.device)
+            yield self.latest
 
     def _count(self, found: dict[str, str], images: int) -> None:
         """Note the unreadable images that a batch names. Raises UserError once they are too many."""

@@ -77,6 +77,11 @@ class Records:
                 save_picture(grid, self.folder / "samples" / f"{name}_{step:08d}.png")
                 self.trackers.picture(f"samples/{name}", grid, step)
 
+    def sheet(self, name: str, picture: Tensor, step: int) -> None:
+        """A picture, uint8 (3, H, W), to TensorBoard alone."""
+        with writing(self.folder):
+            self.trackers.picture(name, picture, step)
+
     def add(self, step: int, values: dict[str, float]) -> None:
         """Values of `step` that belong into a line of metrics.jsonl which an interrupted run wrote without them."""
         if not self.accelerator.is_main_process:

@@ -67,6 +67,8 @@ def train(job: Job, config: Trained, accelerator: Accelerator, share: Share, out
             skipped = nonfinite.skips(step, norm, parts, feed.samples)
             learner.update(skipped)
             progress.advance(step)
+            if step == 1:
+                progress.show(feed.latest)
 
             last = step == options.steps
             metrics: dict[str, float] = {}

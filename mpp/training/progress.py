@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 
 from mpp.config.commands import Trained
+from mpp.data.bands import displayed
+from mpp.data.loader import Batch
 from mpp.data.streams import Positions
 from mpp.run.folder import Records
 from mpp.run.machine import TRAINING, dtype_of, wait_at_most
@@ -21,6 +24,7 @@ from mpp.training.flops import peak_flops
 from mpp.training.job import Job
 from mpp.training.learner import Learner
 
+_SHOWN = 24  # images of the first batch
 _NO_SHARES = {"eval/loss", "eval/effective_rank"}  # other metrics of an evaluation are shares, told in percent
 
 
@@ -68,6 +72,14 @@ class Progress:
         self.step = step
         self.clock.count(self.config.train.batch_size)
         self.bar.update()
+
+    def show(self, batch: Batch) -> None:
+        """Some images of the first batch as the model is given them, to TensorBoard and other trackers."""
+        if self.accelerator.is_main_process:
+            with self.clock.paused():
+                images, _ = self.job.look({name: values[:_SHOWN].cpu() for name, values in batch.items()})
+                shown = torch.from_numpy(images[:, displayed(images.shape[1])])
+                self.records.sheet("first_batch", make_grid(shown, nrow=8, padding=4, pad_value=255), self.step)
 
     def measure(self, parts: list[dict[str, Tensor]], norm: Tensor, skipped: bool) -> dict[str, float]:
         """Metrics of the last step, and speeds since the last call. Waits for the device."""

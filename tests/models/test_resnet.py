@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 
 import pytest
@@ -103,3 +104,16 @@ def test_activations_can_be_computed_again():
         gradients.append(model.net.stem.conv.weight.grad.clone())
     model.activation_checkpointing = False
     torch.testing.assert_close(*gradients)
+
+
+def test_a_comparison_pretrains_a_resnet_with_labels_beside_vits(tmp_path):
+    reset_accelerate()
+    arms = ["--arms", "scratch", "bit=bit-small-images", "--labels", "16", "--seeds", "0", "--probe-labels", "24"]
+    short = [*("--pretrain.train.steps", "2", "--pretrain.train.batch-size", "8", "--pretrain.eval.images", "8")]
+    tuned = [*("--finetune.train.steps", "2", "--finetune.train.batch-size", "8", "--probe.eval-images", "16")]
+    few = [*("--finetune.eval.images", "16", "--probe.shots", "1", "--probe.draws", "1")]
+    command("compare")([*arms, *short, *tuned, *few, "--output", str(tmp_path / "out")])
+    with (tmp_path / "out" / "results.csv").open() as file:
+        measured = {(row["arm"], row["protocol"]) for row in csv.DictReader(file)}
+    assert {("bit", "fine-tuned"), ("bit", "logistic regression"), ("scratch", "fine-tuned")} <= measured
+    assert isinstance(load_backbone(str(tmp_path / "out" / "pretrain" / "bit")), ResNet)

@@ -77,6 +77,18 @@ def test_a_hybrid_goes_to_timm_and_back(tmp_path, capsys):
         assert torch.equal(back.state_dict()[name], tensor), name
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "patch_size"), [("r26", 32), ("r50", 16)])
+def test_a_hybrid_goes_to_the_authors_form_which_timm_reads_and_back(tmp_path, kind, patch_size):
+    vit = small(kind, patch_size)
+    vit.save_pretrained(tmp_path / "ours")
+    found = run_convert(Convert(init=str(tmp_path / "ours"), to=("npz", str(tmp_path / "npz"))))
+    assert found["difference"] < 1e-5
+    back = load_backbone(str(tmp_path / "npz" / "model.npz")).eval()
+    images = torch.randn(2, 3, *vit.img_size)
+    assert torch.equal(back(images), vit(images))
+
+
 @pytest.mark.parametrize("form", ["hf", "torchvision", "npz"])
 def test_a_form_without_stems_refuses_a_hybrid(tmp_path, form):
     small("conv").save_pretrained(tmp_path / "ours")

@@ -36,6 +36,7 @@ def pretrain(*options: str) -> None:
 def test_tensorboard_has_one_chart_of_model_and_guesses_and_the_options_as_text(tmp_path):
     pretrain("--output", str(tmp_path / "run"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert "first_batch" in events.Tags()["images"]
     for tag in ("eval/bin_accuracy", "eval/baseline_neighbours", "eval/baseline_majority"):
         assert [event.step for event in events.Scalars(tag)] == [2]
     summary = events.SummaryMetadata("custom_scalars__config__")

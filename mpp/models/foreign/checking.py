@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpp.models.backbone import Backbone
 from mpp.models.foreign.encoder import colours_of
-from mpp.models.foreign.writing import Head
+from mpp.models.foreign.writing import TIMMS_HYBRIDS, Head
 from mpp.models.vit import ViT
 
 Outputs = Callable[[Tensor], Tensor]  # normalised images (B, C, H, W) -> scores (B, classes) or tokens
@@ -56,13 +56,19 @@ def opened_by_torchvision(folder: Path, vit: Backbone, head: Head | None) -> Out
 
 def npz_opened_by_timm(folder: Path, vit: Any, head: Head | None) -> Outputs:
     """timm's tokens or scores from the ViT authors' form, which it reads; a hidden layer of the head is left out."""
+    import timm
     from timm.models.vision_transformer import VisionTransformer
 
     block: Any = vit.blocks[0]
     sizes: dict[str, Any] = {"embed_dim": vit.embed_dim, "depth": vit.depth, "num_heads": vit.num_heads}
     sizes |= {"in_chans": vit.in_chans, "mlp_ratio": block.mlp.fc1.out_features / vit.embed_dim}
     classes = len(head.classes) if head and not head.hidden else 0
-    model: Any = VisionTransformer(vit.img_size, vit.patch_size, num_classes=classes, **sizes)
+    model: Any
+    if vit.stem is None:
+        model = VisionTransformer(vit.img_size, vit.patch_size, num_classes=classes, **sizes)
+    else:
+        name = TIMMS_HYBRIDS[vit.stem_kind, vit.patch_size]
+        model = timm.create_model(name, img_size=vit.img_size, num_classes=classes, **sizes)
     model.load_pretrained(str(folder / "model.npz"))
     return model.eval() if classes else model.eval().forward_features
 

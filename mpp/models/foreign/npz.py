@@ -32,6 +32,17 @@ _TABLE = {  # timm's names -> JAX's; {} is a block's number
     "pre_logits.": "pre_logits/",
     "head.": "head/",
 }
+_STEM = {  # of hybrids, without their common beginnings; units and stages are counted from 1 there, from 0 here
+    "stem.conv.weight": "conv_root/kernel",
+    "stem.norm.weight": "gn_root/scale",
+    "stem.norm.bias": "gn_root/bias",
+    "downsample.conv.weight": "conv_proj/kernel",
+    "downsample.norm.weight": "gn_proj/scale",
+    "downsample.norm.bias": "gn_proj/bias",
+    **{f"conv{r}.weight": f"conv{r}/kernel" for r in (1, 2, 3)},
+    **{f"norm{r}.weight": f"gn{r}/scale" for r in (1, 2, 3)},
+    **{f"norm{r}.bias": f"gn{r}/bias" for r in (1, 2, 3)},
+}
 _HEADS = ("head/", "pre_logits/", "MAPHead_0/")
 
 
@@ -61,6 +72,10 @@ def from_jax(arrays: dict[str, np.ndarray]) -> tuple[Tensors, int]:
     tensors: Tensors = {}
     heads = 0
     for name, array in inside.items():
+        if stem := _stem_in_timms_names(name):
+            tensor = torch.from_numpy(np.array(array))
+            tensors[stem] = rearrange(tensor, "p q c d -> d c p q") if name.endswith("kernel") else tensor.flatten()
+            continue
         found, ours = next(((m, ours) for pattern, ours in patterns.items() if (m := pattern.match(name))), (None, ""))
         if found is None:
             raise ValueError(f"it has {name}, which our ViT does not have")
@@ -71,6 +86,26 @@ def from_jax(arrays: dict[str, np.ndarray]) -> tuple[Tensors, int]:
             heads = array.shape[-2]
         tensors[place] = _from_axes(torch.from_numpy(np.array(array)), place)
     return fused(tensors), heads
+
+
+def _stem_in_timms_names(name: str) -> str | None:
+    """timm's name of a tensor of a hybrid's ResNet under JAX's; None if it is none."""
+    found = re.fullmatch(r"(?:block(\d+)/unit(\d+)/)?(.+)", name)
+    assert found
+    ours = next((ours for ours, theirs in _STEM.items() if theirs == found[3]), None)
+    if ours is None:
+        return None
+    unit = f"stages.{int(found[1]) - 1}.blocks.{int(found[2]) - 1}." if found[1] else ""
+    return f"patch_embed.backbone.{unit}{ours}"
+
+
+def _stem_in_jaxs_names(name: str) -> str | None:
+    """The reverse of `_stem_in_timms_names`."""
+    found = re.fullmatch(r"patch_embed\.backbone\.(?:stages\.(\d+)\.blocks\.(\d+)\.)?(.+)", name)
+    if found is None:
+        return None
+    unit = f"block{int(found[1]) + 1}/unit{int(found[2]) + 1}/" if found[1] else ""
+    return unit + _STEM[found[3]]
 
 
 def _unstacked(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -108,6 +143,10 @@ def to_jax(tensors: Tensors, heads: int) -> dict[str, np.ndarray]:
     """Tensors under timm's names, also of a head, -> arrays under JAX's names, as vision_transformer writes them."""
     found: dict[str, np.ndarray] = {}
     for name, tensor in split(tensors).items():
+        if stem := _stem_in_jaxs_names(name):
+            axes = rearrange(tensor, "d c p q -> p q c d") if tensor.ndim == 4 else tensor
+            found[stem] = np.ascontiguousarray(axes.numpy())
+            continue
         pattern = next(key for key in _TABLE if re.match(re.escape(key).replace(r"\{\}", r"\d+"), name))
         number = re.search(r"\d+", name)
         theirs = _TABLE[pattern].format(number[0] if number else "")

@@ -63,7 +63,7 @@ def not_absolute(vit: ViT) -> str | bool:
     )
 
 
-_TIMMS_HYBRIDS = {
+TIMMS_HYBRIDS = {
     ("r26", 32): "vit_small_r26_s32_224",
     ("r50", 16): "vit_base_r50_s16_224",
     ("r50", 32): "vit_large_r50_s32_224",
@@ -73,14 +73,14 @@ _TIMMS_HYBRIDS = {
 def hybrid(vit: ViT) -> str | bool:
     """Why forms for plain ViTs do not take this one."""
     return vit.stem is not None and (
-        f"it has no place for the stem {vit.stem_kind} of this hybrid; timm has r26 at patches of 32 pixels and r50 at "
-        f"16 and 32, and onnx and torch-export have all"
+        f"it has no place for the stem {vit.stem_kind} of this hybrid; timm and npz have r26 at patches of 32 pixels "
+        f"and r50 at 16 and 32, and onnx and torch-export have all"
     )
 
 
 def write_timm(vit: ViT, head: Head | None, folder: Path) -> None:
     """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
-    architecture = _TIMMS_HYBRIDS.get((vit.stem_kind, vit.patch_size))
+    architecture = TIMMS_HYBRIDS.get((vit.stem_kind, vit.patch_size))
     refuse("timm", not_absolute(vit), not architecture and hybrid(vit), bool(head and head.hidden) and _HIDDEN)
     tensors = timms_tensors(vit)
     pre_norm = isinstance(vit.norm_pre, torch.nn.LayerNorm)
@@ -230,7 +230,7 @@ def _plain(vit: ViT, head: Head | None, library: str) -> list[str | bool]:
     }
     wrong = [what for what, there in has.items() if there]
     ways = "timm and hf have it" if wrong != ["a norm before the first block"] else "timm has it"
-    return [not_absolute(vit), hybrid(vit), bool(wrong) and f"{library} has no place for {' and '.join(wrong)}; {ways}"]
+    return [not_absolute(vit), bool(wrong) and f"{library} has no place for {' and '.join(wrong)}; {ways}"]
 
 
 def write_torchvision(vit: ViT, head: Head | None, folder: Path) -> None:
@@ -240,6 +240,7 @@ def write_torchvision(vit: ViT, head: Head | None, folder: Path) -> None:
     square = vit.img_size[0] == vit.img_size[1]
     refuse(
         "torchvision",
+        hybrid(vit),
         *_plain(vit, head, "torchvision's ViT"),
         not square and f"torchvision's ViT takes squares, not images of {vit.img_size[0]}x{vit.img_size[1]}",
         vit.in_chans != 3 and f"torchvision's ViT takes 3 channels, not {vit.in_chans}",
@@ -265,14 +266,20 @@ def write_torchvision(vit: ViT, head: Head | None, folder: Path) -> None:
 
 def write_npz(vit: ViT, head: Head | None, folder: Path) -> None:
     """The ViT authors' form: pixels are normalised by 0.5 there, so other numbers go into the patch projection."""
-    refuse("npz", *_plain(vit, head, "the ViT authors' form"))
+    refuse(
+        "npz",
+        (vit.stem_kind, vit.patch_size) not in TIMMS_HYBRIDS and hybrid(vit),
+        vit.stem is not None and vit.normalised and "its hybrids take pixels normalised by 0.5; timm has others",
+        *_plain(vit, head, "the ViT authors' form"),
+    )
     tensors = timms_tensors(vit)
-    weight = tensors["patch_embed.proj.weight"].double()
-    mean, std = vit.mean.double().cpu(), vit.std.double().cpu()  # (C, 1, 1)
-    tensors["patch_embed.proj.bias"] = (
-        tensors["patch_embed.proj.bias"] + (weight * ((0.5 - mean) / std)).sum((1, 2, 3))
-    ).float()
-    tensors["patch_embed.proj.weight"] = (weight * (0.5 / std)).float()
+    if vit.stem is None:
+        weight = tensors["patch_embed.proj.weight"].double()
+        mean, std = vit.mean.double().cpu(), vit.std.double().cpu()  # (C, 1, 1)
+        tensors["patch_embed.proj.bias"] = (
+            tensors["patch_embed.proj.bias"] + (weight * ((0.5 - mean) / std)).sum((1, 2, 3))
+        ).float()
+        tensors["patch_embed.proj.weight"] = (weight * (0.5 / std)).float()
     if head:
         tensors |= {"head.weight": head.weight, "head.bias": head.bias}
         if head.hidden:
