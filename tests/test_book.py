@@ -18,4 +18,18 @@ def test_a_part_has_claim_figure_number_and_command_and_is_not_made_twice(tmp_pa
     assert "mpp pretrain" in said
     main(words)
     assert "mpp pretrain" not in capsys.readouterr().out, "what is done is not made again"
-    assert list(PARTS) == ["masked", "help", "inside", "positions", "choices", "scaling"]
+    assert list(PARTS) == [
+        *(
+            "masked",
+            "help",
+            "inside",
+            "positions",
+            "choices",
+            "scaling",
+            "kinds",
+            "tasks",
+            "cost",
+            "dense",
+            "references",
+        )
+    ]
