@@ -34,6 +34,7 @@ class Learner:
         self.sharded = accelerator.is_fsdp2
         if self.sharded:
             sharding.refuse_unsharded(config.train, config.optim)
+            sharding.name_parts(model, accelerator)
         optimizer = build_optimizer(model, config.optim, config.train.batch_size)
         self.asked = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         decay = config.train.average

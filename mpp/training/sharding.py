@@ -9,6 +9,7 @@ processes, and also without FSDP2. There is no pickle in it, unlike in those of 
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -40,6 +41,14 @@ def refuse_unsharded(train: Train, optim: Optim) -> None:
         raise UserError("--train.auto-batch tries a step on each process alone, which FSDP2 cannot; leave it out")
     if train.average:
         raise UserError("--train.average keeps a whole second model, which FSDP2 is to avoid; leave it out")
+
+
+def name_parts(model: nn.Module, accelerator: Accelerator) -> None:
+    """Say what of a model is gathered at a time: the classes that the launch file names, as far as the model has them,
+    and the stages of a ResNet, which such a file need not know."""
+    asked = [*os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(","), "ResNetStage"]
+    there = {type(module).__name__ for module in model.modules()}
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = [name for name in asked if name in there]
 
 
 def gather(model: nn.Module, whole: nn.Module) -> None:

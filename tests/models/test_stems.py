@@ -124,6 +124,11 @@ def test_a_hybrids_visible_tokens_depend_on_no_hidden_patch(kind):
     assert (seen > 0).nonzero()[:, 1].unique().tolist() == [0, 6, 7, 12]
 
 
+def test_a_hybrid_compiles_to_one_graph():
+    vit, images = small("conv"), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(torch.compile(vit, fullgraph=True, backend="aot_eager")(images), vit(images))
+
+
 def test_a_hybrid_takes_images_of_another_size():
     vit = ViT("nano", img_size=32, patch_size=8, stem="conv", embed_dim=32, depth=1, num_heads=2)
     assert vit.resize(48)(torch.zeros(1, 3, 48, 48)).shape == (1, 1 + 36, 32)
