@@ -38,8 +38,8 @@ from mpp.evaluation.probes import refuse_useless
 from mpp.figures.dense import paint_dense
 from mpp.figures.gallery import Gallery
 from mpp.methods.classify import batches_of
+from mpp.models.backbone import Backbone
 from mpp.models.backbones import digest_of, downstream_vit
-from mpp.models.vit import ViT
 from mpp.run.folder import AGAIN, claimed, finish, named_folder, refuse_to_overwrite, unreadable_line, writing
 from mpp.run.log import LOG
 from mpp.run.measured import told_bytes
@@ -123,7 +123,7 @@ def dense_into(output: Path, config: Dense, accelerator: Accelerator) -> dict[st
     return result
 
 
-def opened(config: Dense) -> tuple[ViT, Mapped, Mapped, list[str]]:
+def opened(config: Dense) -> tuple[Backbone, Mapped, Mapped, list[str]]:
     """The encoder that --init names, the images to fit on and to be measured on, and the names of the classes."""
     set_seed(config.seed)
     vit = downstream_vit(config.init, config.model)
@@ -137,7 +137,7 @@ def opened(config: Dense) -> tuple[ViT, Mapped, Mapped, list[str]]:
     return vit, train, test, names
 
 
-def refuse_too_large(config: Dense, vit: ViT, images: int) -> None:
+def refuse_too_large(config: Dense, vit: Backbone, images: int) -> None:
     """Raise UserError if the training patches take too much memory."""
     each = 4 * vit.num_patches * (vit.embed_dim + vit.in_chans * vit.patch_size**2)
     if images * each > _KEPT:

@@ -18,7 +18,7 @@ from mpp.data.maps import Mapped
 from mpp.data.randomness import Purpose, generator
 from mpp.evaluation.dense import PENALTIES, RECIPES, Linear, Predictor, fit_classes, fit_depths
 from mpp.evaluation.dense_measures import Depth, Segmentation, Task, enlarged
-from mpp.models.vit import ViT
+from mpp.models.backbone import Backbone
 
 SEES = {"linear": "tokens", "knn": "tokens", "raw": "raw", "raw_knn": "raw", "constant": "raw", "ceiling": "targets"}
 """What each predictor reads of a patch: its token, its pixels, or what is to be predicted."""
@@ -48,7 +48,7 @@ class Measured:
 
 
 @torch.no_grad()
-def look_at(vit: ViT, batch: Batch, layer: int, mapped: Mapped, task: Task, accelerator: Accelerator) -> Patches:
+def look_at(vit: Backbone, batch: Batch, layer: int, mapped: Mapped, task: Task, accelerator: Accelerator) -> Patches:
     """The patches of a batch, on the device."""
     images = normalise(batch["images"].to(accelerator.device))
     with accelerator.autocast():
@@ -71,7 +71,7 @@ def gather(found: Iterable[Patches], total: int) -> Patches:
 
 
 def fit_linear(
-    patches: Patches, sees: str, mapped: Mapped, vit: ViT, task: Task, seed: int, device: torch.device
+    patches: Patches, sees: str, mapped: Mapped, vit: Backbone, task: Task, seed: int, device: torch.device
 ) -> tuple[Linear, tuple[float, ...]]:
     """A linear layer fitted on all images, with the recipe that is best on a fifth of them; and the recipe."""
     count = len(patches.places)
@@ -117,7 +117,7 @@ def measure(
     predictors: Mapping[str, Predictor],
     found: Iterable[tuple[Batch, Patches]],
     mapped: Mapped,
-    vit: ViT,
+    vit: Backbone,
     task: Task,
     examples: int,
 ) -> Measured:
