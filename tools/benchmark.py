@@ -584,8 +584,9 @@ def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[st
             }
             del step
             gc.collect()
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    speed, batch = figure.subplots(1, 2)
+    panels = 2 if device.type == "cuda" else 1  # the largest batch is tried on a GPU alone
+    figure = Figure(figsize=(5 * panels, 4), layout="constrained")
+    speed, *others = figure.subplots(1, panels, squeeze=False)[0]
     for variant in variants:
         entries = [e for e in found.values() if e["variant"] == variant]
         patches = np.array([e["patches"] for e in entries], float)
@@ -599,10 +600,11 @@ def measure_sizes(config: Benchmark, device: torch.device, out: Path) -> dict[st
         )
         speed.plot(at, 1 / (terms[0] * n + terms[1] * n**2), color=points[0].get_color(), alpha=0.6)
         found[f"{variant} terms"] = {"seconds_per_patch": terms[0], "seconds_per_pair": terms[1]}
-        if device.type == "cuda":
+        for batch in others:
             batch.plot([e["img_size"] for e in entries], [e["largest_batch"] for e in entries], "o-", label=variant)
     speed.set(xlabel="image size", ylabel="images/s", yscale="log", title="lines: a N + b N² fitted, N patches")
-    batch.set(xlabel="image size", ylabel="largest batch that fits", yscale="log")
+    for batch in others:
+        batch.set(xlabel="image size", ylabel="largest batch that fits", yscale="log")
     speed.legend()
     figure.savefig(out / "sizes.png", dpi=110)
     show(

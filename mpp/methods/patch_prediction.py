@@ -30,7 +30,7 @@ from mpp.data.training_set import Reading, training_set
 from mpp.errors import UserError
 from mpp.evaluation.quick_probe import QuickProbe
 from mpp.figures.sheet import paint_rows
-from mpp.methods.targets import make_target, mean_of_nearest_visible, paint_patches
+from mpp.methods.targets import make_target, mean_of_nearest_visible, paint_patches, true_pictures
 from mpp.models.vit import ViT
 from mpp.run.machine import workers_of
 
@@ -203,17 +203,18 @@ class PatchPrediction(ABC):
             return {}
         batch = self.to_picture(batch)
         images, places = batch["images"], self.predicted(batch)
-        predictions, targets = self.predict(model, batch)
+        predictions, _ = self.predict(model, batch)
+        rows = torch.arange(len(images), device=images.device)[:, None]
         columns = [images, self.seen(batch)]
-        for pair in zip(self.target.pixels(predictions), self.target.true_pixels(targets), strict=True):
-            columns += [paint_patches(images, places, patches) for patches in pair]
+        for predicted, true in zip(self.target.pixels(predictions), true_pictures(self.target, images), strict=True):
+            columns += [paint_patches(images, places, patches) for patches in (predicted, true[rows, places])]
         row = torch.cat([nn.functional.pad(x[:, self.display], [1] * 4, value=255) for x in columns], dim=-1)
         zoom = max(1, 128 // images.shape[-1])
-        rows = repeat(row, "b c h w -> b c (h y) (w x)", y=zoom, x=zoom).cpu()
+        sheet = repeat(row, "b c h w -> b c (h y) (w x)", y=zoom, x=zoom).cpu()
         parts = list(target_parts(self.config.data.target))
         each = [("predicted", "true")] if len(parts) == 1 else [(f"{part}: predicted", "true") for part in parts]
         headings = ["input", self.heading, *(heading for pair in each for heading in pair)]
-        return {"input_corrupted_predicted_true": paint_rows(rows, headings)[None]}
+        return {"input_corrupted_predicted_true": paint_rows(sheet, headings)[None]}
 
     def look(self, batch: Batch) -> tuple[np.ndarray, list[str]]:
         """Each image, and beside it what the model sees of it."""

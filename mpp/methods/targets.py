@@ -255,6 +255,19 @@ def colour_part(target: Target) -> int | None:
     return 0 if isinstance(target, ColourBins | Pixels) else None
 
 
+def true_pictures(target: Target, images: Tensor) -> list[Tensor]:
+    """What a prediction of every patch is compared with by eye, a picture for each part: uint8 images (B, C, H, W) ->
+    (B, N, C, P, P). Colours are means, not the middles of their bins: rounding would make the truth look noisier."""
+    if isinstance(target, WeightedSum):
+        return [picture for part in target.parts for picture in true_pictures(part, images)]
+    if not isinstance(target, ColourBins):
+        return target.true_pixels(target.of(images))
+    cell = target.patch_size // target.grid
+    means = reduce(images.float(), "b c (h y) (w x) -> b c h w", "mean", y=cell, x=cell).round().to(torch.uint8)
+    grid = target.grid
+    return [repeat(means, "b c (h gy) (w gx) -> b (h w) c (gy y) (gx x)", gy=grid, gx=grid, y=cell, x=cell)]
+
+
 def bin_probabilities(target: Target, predictions: Tensor) -> Tensor | None:
     """The probability of every bin: (B, K, num_outputs) -> (B, K, cells, num_bins); None for regressions."""
     if isinstance(target, WeightedSum):

@@ -12,7 +12,14 @@ from skimage.feature import hog
 
 from mpp.data.augment import normalise
 from mpp.methods.corrupt import Corruption
-from mpp.methods.targets import make_target, mean_colours, mean_of_nearest_visible, paint_corrupted, paint_patches
+from mpp.methods.targets import (
+    make_target,
+    mean_colours,
+    mean_of_nearest_visible,
+    paint_corrupted,
+    paint_patches,
+    true_pictures,
+)
 
 
 def flat_image(*colours: tuple[int, int, int], patch: int = 4) -> torch.Tensor:
@@ -291,3 +298,15 @@ def test_a_sum_weighs_its_losses_and_takes_its_bins_from_the_colour():
     assert both.loss(outputs, both.of(images)).item() == pytest.approx((losses[0] + 0.1 * losses[1]).item(), rel=1e-5)
     assert torch.equal(both.bins(both.of(images)), colour.of(images))
     assert torch.equal(both.predicted_bins(outputs), colour.predicted_bins(apart[1]))
+
+
+@pytest.mark.parametrize("name", ["mean-colour", "2x2", "pixels", "hog+0.1*mean-colour"])
+def test_the_true_picture_has_the_means_of_the_cells_and_not_the_middles_of_bins(name):
+    images = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = true_pictures(make_target(name, 8), images)[-1]  # (2, 6, 3, 8, 8)
+    assert picture.shape == (2, 6, 3, 8, 8)
+    assert picture.dtype == torch.uint8
+    patch = images[1, :, 8:16, 16:24].float()  # the last of its image
+    side = {"mean-colour": 8, "2x2": 4, "pixels": 1}.get(name, 8)
+    means = torch.nn.functional.avg_pool2d(patch, side)
+    assert torch.equal(picture[1, -1].float(), means.round().repeat_interleave(side, 1).repeat_interleave(side, 2))
