@@ -113,8 +113,10 @@ def as_markdown(title: str, scores: Sequence[Score], how: str) -> str:
         else "of the test images (Wilson; one seed says nothing of what other labels would give)"
     )
     lines += ["", f"± is half of the 95 % interval {over}. Each task counts alike in a mean."]
+    alone = "" if len(seeds) > 1 else " (one seed: no interval)"
     for other, (gain, half) in gains(scores).items():
-        lines += ["", f"{escaped(other)} minus {escaped(backbones[0])}, mean of all: {points(gain, half)} points."]
+        names = f"{escaped(other)} minus {escaped(backbones[0])}"
+        lines += ["", f"{names}, mean of all: {points(gain, half)} points{alone}."]
     return "\n".join(lines) + "\n"
 
 

@@ -72,7 +72,9 @@ def test_the_table_says_what_its_intervals_are_and_the_lines_hold_all_numbers():
     assert "| **mean of all** | **" in text
     assert "over the seeds 0, 1, 2" in text
     assert "ours minus scratch, mean of all: " in text
-    assert "of the test images (Wilson" in as_markdown("A suite", scores(seeds=(0,)), "")
+    alone = as_markdown("A suite", scores(seeds=(0,)), "")
+    assert "of the test images (Wilson" in alone
+    assert "points (one seed: no interval)." in alone
     rows = list(csv.DictReader(io.StringIO(as_csv(found))))
     assert [float(row["top1"]) for row in rows] == [score.top1 for score in found]
     with pytest.raises(ValueError, match="every backbone needs every task"):

@@ -149,10 +149,10 @@ def _label(file: str, tar: tarfile.TarFile, members: list[Member], column: str |
 
 
 def _text(file: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    content = tar.extractfile(member)
-    assert content is not None  # it is a file
+    assert tar.fileobj is not None
+    tar.fileobj.seek(member.offset_data)
     try:
-        return content.read().decode()
+        return tar.fileobj.read(member.size).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"the shard {file}: {member.name} is no text of a label") from error
 
