@@ -62,6 +62,7 @@ def paint_distances(models: Mapping[str, tuple[Tensor, float]], images: int) -> 
     figure = Figure(figsize=(5.4 * len(models) + 1, 4.2), layout="constrained")
     figure.suptitle(f"How far attention looks, over {images} images")
     every = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
+    top = 1.08 * max(max(uniform, distances.max().item()) for distances, uniform in models.values())
     for axes, (name, (distances, uniform)) in zip(every, models.items(), strict=True):
         depth, heads = distances.shape
         blocks = np.arange(1, depth + 1)
@@ -69,11 +70,11 @@ def paint_distances(models: Mapping[str, tuple[Tensor, float]], images: int) -> 
             axes.plot(blocks, distances[:, head], "o", color="#0072B2", alpha=0.6, label=None if head else "a head")
         axes.plot(blocks, distances.mean(1), color="#D55E00", label="mean of the heads")
         axes.axhline(uniform, color="black", linestyle=":", label="uniform attention")
-        axes.set(xlabel="block", xticks=blocks, ylim=(0, None))
+        axes.set(xlabel="block", xticks=blocks, ylim=(0, top))
         axes.set_title(_dollars(name), fontsize=9)
         axes.grid(alpha=0.3)
     every[0].set_ylabel("mean attention distance, pixels")
-    every[0].legend()
+    every[0].legend(loc="lower right")
     return figure
 
 
