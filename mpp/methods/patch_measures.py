@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpp.data.loader import Batch
 from mpp.methods.patch_prediction import PatchPrediction
-from mpp.methods.targets import bin_probabilities, colour_part, paint_patches
+from mpp.methods.targets import bin_probabilities, colour_part, paint_patches, true_pictures
 
 LEVELS = 8  # of luminance: 32 of 0..255 each, as a bin of 3 bits
 HUES = ("red", "yellow", "green", "cyan", "blue", "magenta", "grey")
@@ -150,5 +150,7 @@ def complete(job: PatchPrediction, batch: Batch) -> Panels:
     predicted, true = job.target.pixels(predictions)[part], job.target.true_pixels(targets)[part]
     everywhere = torch.full((len(images), job.grid[0] * job.grid[1]), torch.nan, device=images.device)
     errors = everywhere.scatter(1, places, patch_errors(predicted, true))
-    shown = [images, job.seen(batch), *(paint_patches(images, places, patches) for patches in (predicted, true))]
+    rows = torch.arange(len(images), device=images.device)[:, None]
+    truth = true_pictures(job.target, images)[part][rows, places]  # not in the bins' colours, of which the errors are
+    shown = [images, job.seen(batch), *(paint_patches(images, places, patches) for patches in (predicted, truth))]
     return Panels([each.cpu() for each in shown], rearrange(errors, "b (h w) -> b h w", h=job.grid[0]).cpu())
