@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from mpp.config.commands import FineTune, Supervised
 from mpp.config.options import Data
+from mpp.config.own import is_own, own
 from mpp.data.images import HeldOut, Images
 from mpp.data.loader import Share, share_of
 from mpp.data.sources.path import plain_folder
@@ -76,7 +77,13 @@ def classifier_job(
         raise UserError(f"--data.path {config.data.path}: {error}") from error
     model = Classifier(vit, images.label_names or [], config.model.pool, head)
     refuse_odd_pairs(config.augment, share)
-    return Classify(model, images, test, config, accelerator), share
+    return method_of(config)(model, images, test, config, accelerator), share
+
+
+def method_of(config: Supervised | FineTune) -> type[Classify]:
+    """What is trained on labels: `Classify`, or a method of a Python program."""
+    name = config.method if isinstance(config, FineTune) else "classify"
+    return own("--method", name) if is_own(name) else Classify
 
 
 def train_classifier(

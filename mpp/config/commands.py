@@ -133,6 +133,9 @@ class FineTune(Training, FineTuning):
     init: str = "scratch"
     """A run's folder, an exported backbone, a hub id, hf:, timm: or torchvision:NAME, a .safetensors or .npz of others,
     or scratch: random weights of --model.variant."""
+    method: Annotated[str, OneOf(("classify",))] = "classify"
+    """What is trained on labels: a head on the encoder. From Python a class in place of the name is a method of one's
+    own: see recipes/s4l.py."""
     data: LabelledData = but(LabelledData)
     train: FineTuneTrain = but(FineTuneTrain, log_every=10)
     eval_only: bool = False

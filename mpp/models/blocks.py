@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 from mpp.models.positions import RelativePositions
 
-_MANY_ON_A_CPU = 1 << 24  # attention logits (64 MiB): storing more no longer pays
+MANY_ON_A_CPU = 1 << 24  # attention logits (64 MiB): storing more no longer pays
 _SHORT_ROW = 32  # bf16 numbers in a vector register: softmax of fewer is 2 to 8 times as fast in fp32
 
 
@@ -109,7 +109,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     if torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     logits_in_all = q.shape[:-1].numel() * k.shape[-2]  # B h Q T
-    if q.device.type != "cpu" or logits_in_all > _MANY_ON_A_CPU:
+    if q.device.type != "cpu" or logits_in_all > MANY_ON_A_CPU:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     logits = (q * q.shape[-1] ** -0.5) @ rearrange(k, "b h t d -> b h d t")  # (B, h, Q, T)
     logits = logits if bias is None else logits + bias

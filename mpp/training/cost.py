@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mpp.config.options import Model
 from mpp.errors import UserError
+from mpp.models import blocks
 from mpp.models.backbones import build_vit
 from mpp.run.machine import give_back_freed_memory, in_precision, start_accelerator
 from mpp.run.measured import peak_of_process, settle
@@ -139,15 +140,15 @@ def largest_that(fits: Callable[[int], bool], most: int = _MOST) -> int:
 
 def peaks_of(model: Model, train: bool, precision: str) -> list[tuple[int, int]]:
     """Two batches, and the peak memory in bytes of a process of its own that passes over each on the CPU."""
-    forking = get_context("forkserver")  # each process begins as the same one, which has only imported this module
-    forking.set_forkserver_preload([__name__])
+    forking = get_context("forkserver")  # each process begins as the same one, which has only imported modules
+    forking.set_forkserver_preload(["__main__", __name__])
     try:
         with ProcessPoolExecutor(1, mp_context=forking) as pool:
             return pool.submit(_peaks_here, model, train, precision).result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"the process that measures the memory of a step at {model.img_size} pixels was killed: the machine has "
-            f"too little for this backbone; leave it out of --backbones"
+            f"the process that measures the memory of a step at {model.img_size} pixels has died; if the machine has "
+            f"too little for this backbone, leave it out of --backbones"
         ) from error
 
 
@@ -156,6 +157,7 @@ def _peaks_here(model: Model, train: bool, precision: str) -> list[tuple[int, in
     with redirect_stdout(io.StringIO()):
         accelerator = start_accelerator("bf16" if precision == "bf16" else "fp32")
     give_back_freed_memory()
+    blocks.MANY_ON_A_CPU = 0  # attention is fused, as in the largest batch: that of small ones needs more an image
     backbone = backbone_on(model, accelerator, train)
     found: list[tuple[int, int]] = []
     while len(found) < 2 or found[-1][1] - found[-2][1] < _APART:

@@ -414,7 +414,7 @@ def test_relative_attention_equals_a_softmax_written_out() -> None:
 def test_attention_step_by_step_equals_torchs_in_one(
     tokens: tuple[int, int], biased: bool, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpp.models.blocks._MANY_ON_A_CPU", many)
+    monkeypatch.setattr("mpp.models.blocks.MANY_ON_A_CPU", many)
     queries, keys = tokens
     q, k, v = (random_images(2, 3, n, 8).requires_grad_() for n in (queries, keys, keys))
     bias = random_images(2, 3, queries, keys) if biased else None
