@@ -112,7 +112,7 @@ def _work(config: AnyCommand) -> Any:
     return found
 
 
-def precision_of(config: Run | Compare | Ablate | Scaling | Predict | Embed | Look | Dense) -> str:
+def precision_of(config: Run | Compare | Ablate | Scaling | Predict | Embed | Look) -> str:
     """The precision that a command computes in."""
     if isinstance(config, LinearProbe | Predict | Embed | Dense):
         return config.precision

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mpp.commands.downstream import as_taken_by, block_number
+from mpp.commands.dry_run import forward_sample, told_model
 from mpp.config.command_line import write_toml
 from mpp.config.dense import Dense
 from mpp.data.batches import refuse_too_many
@@ -21,8 +22,8 @@ from mpp.data.images import bands_of
 from mpp.data.loader import Batch
 from mpp.data.maps import Mapped, open_mapped
 from mpp.errors import UserError, printable
-from mpp.evaluation.dense import Predictor, bank_of
-from mpp.evaluation.dense_measures import Segmentation, Task, figures_of, intervals_of
+from mpp.evaluation.dense import PENALTIES, RECIPES, Predictor, bank_of, fit_classes, fit_depths, steps_for
+from mpp.evaluation.dense_measures import Segmentation, Task, enlarged, figures_of, intervals_of
 from mpp.evaluation.dense_probe import (
     Measured,
     Patches,
@@ -40,9 +41,8 @@ from mpp.figures.gallery import Gallery
 from mpp.methods.classify import batches_of
 from mpp.models.backbone import Backbone
 from mpp.models.backbones import digest_of, downstream_vit
-from mpp.run.folder import AGAIN, claimed, finish, named_folder, refuse_to_overwrite, unreadable_line, writing
-from mpp.run.log import LOG
-from mpp.run.measured import told_bytes
+from mpp.run.folder import AGAIN, finish, prepared_output, unreadable_line, writing
+from mpp.run.measured import settle, told_bytes, told_time
 
 _KEPT = 4 << 30  # bytes of training tokens and pixels in memory
 _EXAMPLES = 8  # images of the sheet
@@ -61,11 +61,8 @@ def run_dense(config: Dense, accelerator: Accelerator) -> dict[str, Any]:
     """Extract, fit, measure, paint, report; returns what result.json says."""
     if accelerator.num_processes > 1:
         raise UserError(f"mpp dense runs on one process, not {accelerator.num_processes}: leave --processes out")
-    output = named_folder(config.output, "dense")
-    with claimed(output, accelerator):
-        refuse_to_overwrite(output)
-        with LOG.into(output), writing(output, AGAIN):
-            return dense_into(output, config, accelerator)
+    with prepared_output(config, "dense", False, accelerator) as output:
+        return dense_into(output, config, accelerator)
 
 
 def dense_into(output: Path, config: Dense, accelerator: Accelerator) -> dict[str, Any]:
@@ -79,6 +76,8 @@ def dense_into(output: Path, config: Dense, accelerator: Accelerator) -> dict[st
         f"images: {len(train):,} to fit on, {len(test):,} to measure on"
         + (f"; classes: {', '.join(map(printable, names[:12]))}{', ...' if len(names) > 12 else ''}" if names else "")
     )
+    if config.dry_run:
+        return rehearse_dense(output, vit, layer, train, len(test), task, config, accelerator)
     data = keep(output, train.images, test.images, accelerator)
     unreadable: dict[str, str] = {}
 
@@ -114,8 +113,9 @@ def dense_into(output: Path, config: Dense, accelerator: Accelerator) -> dict[st
     result |= {"images": len(known.places), "eval_images": len(found.tallies["linear"])}
     result |= figures(task, found) | chosen | {"unreadable_images": unreadable}
     result["seconds"] = round(time.perf_counter() - started, 1)
-    write_toml(config, output / "config.toml")
-    show(output, config, task, result, found)
+    with writing(output, AGAIN):
+        write_toml(config, output / "config.toml")
+        show(output, config, task, result, found)
     result = finish(output, config, result)
     print(summary(config, task, result, output))
     if unreadable:
@@ -135,6 +135,69 @@ def opened(config: Dense) -> tuple[Backbone, Mapped, Mapped, list[str]]:
         vit = downstream_vit(config.init, config.model, bands.channels or vit.in_chans)
     vit.pixel_range = bands.range
     return vit, train, test, names
+
+
+def rehearse_dense(
+    output: Path,
+    vit: Backbone,
+    layer: int,
+    train: Mapped,
+    tests: int,
+    task: Task,
+    config: Dense,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Print what the probe would take, from the patches of a sample and fits on them; returns the numbers."""
+    unreadable: dict[str, str] = {}
+    kept: dict[int, Patches] = {}  # by the first image's number
+
+    def patches(batch: Batch) -> None:
+        kept[int(batch["index"][0])] = look_at(vit, batch, layer, train, task, accelerator)
+
+    batches = batches_of(train.images, vit, config.data, config.batch_size, accelerator, unreadable, False)
+    found = forward_sample(batches, patches, len(train) + tests, accelerator)
+    if not kept:
+        raise UserError(f"--data.path {config.data.path}: no readable image was found; is this the right set?")
+    fits = seconds_of_fits(gather(kept.values(), found.images), len(train), tests, vit, task, config, accelerator)
+    rows = {
+        "images": f"{len(train):,} to fit on, {tests:,} to measure on; {config.task}",
+        "model": told_model(vit),
+        "fits": f"{told_time(fits)} for linear layers, k-NN and the measures of pixels, by those of a sample",
+    }
+    return found.told(output, rows, fits, [], unreadable, config, config.data, accelerator)
+
+
+def seconds_of_fits(
+    sample: Patches, images: int, tests: int, vit: Backbone, task: Task, config: Dense, accelerator: Accelerator
+) -> float:
+    """What fitting and measuring would take, by the time on a sample's patches."""
+    device, rows, seconds = accelerator.device, images * vit.num_patches, 0.0
+    every = torch.arange(len(sample.places))
+    targets = sample.flat("targets", every)
+    for sees in ("tokens", "raw"):
+        x = sample.flat(sees, every)
+        began = time.perf_counter()
+        if isinstance(task, Segmentation):
+            fit_classes(x, targets, RECIPES, 0, device)
+            times = steps_for(rows) / steps_for(len(x))
+        else:
+            fit_depths(x, targets, PENALTIES, device)
+            times = rows / len(x)
+        settle(device)
+        seconds += (time.perf_counter() - began) * times * 2  # on four fifths with every recipe, on all with one
+        again = torch.arange(min(config.bank, rows)) % len(x)
+        neighbours = bank_of(x[again], targets[again], task.outputs, config.neighbours, config.bank, 0, device)
+        began = time.perf_counter()
+        neighbours(x[:1024].to(device))
+        settle(device)
+        seconds += (time.perf_counter() - began) / min(1024, len(x)) * tests * vit.num_patches
+    scores = enlarged(torch.zeros(vit.num_patches, task.outputs, device=device), vit.grid, vit.img_size)
+    true = torch.zeros(vit.img_size, dtype=torch.int64, device=device)
+    task.tally(scores, true)  # the first call imports
+    began = time.perf_counter()
+    task.tally(scores, true)
+    tallies = 2 * images / 5 * len(RECIPES) + len(_TITLES) * tests
+    return seconds + (time.perf_counter() - began) * tallies
 
 
 def refuse_too_large(config: Dense, vit: Backbone, images: int) -> None:

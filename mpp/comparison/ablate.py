@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from mpp.comparison.arms import trained_here
 from mpp.comparison.budget import cost_of
-from mpp.comparison.compare import Work, finished, prepared, probe_findings, read_alike, with_label
+from mpp.comparison.compare import Work, finished, prepared, read_alike, with_label
+from mpp.comparison.findings import probe_findings
 from mpp.comparison.plots import paint_differences
 from mpp.comparison.report import Cost, Table, as_markdown, escaped, results_csv
 from mpp.comparison.statistics import Finding, cell_values, difference, interval, points
@@ -84,7 +85,7 @@ def changed(options: Any, changes: dict[str, str], option: str, name: str) -> An
 def write_tables(output: Path, config: Ablate, work: Work) -> str:
     """Write ablation.md, ablation.png and results.csv; returns the text for the terminal."""
     classes, channels = len(work.images.label_names or []), bands_of(work.images).channels or 3
-    findings = list(probe_findings(work))
+    findings = list(probe_findings(work.probes, work.pretrain_seed))
     costs = [cost_of(arm.name, arm.inits, work.config, classes, channels) for arm in work.arms]
     arms = [cost.arm for cost in costs]
     write_whole(output / "results.csv", results_csv(findings))

@@ -17,6 +17,7 @@ from mpp.comparison.pieces import Piece
 from mpp.comparison.report import Cost
 from mpp.config.command_line import parse
 from mpp.config.commands import Compare, LinearProbe, Pretrain, Supervised
+from mpp.config.dense import Dense
 from mpp.config.derived import height_width
 from mpp.config.options import SHAPE
 from mpp.methods.classify import Classifier
@@ -74,6 +75,8 @@ def estimate(piece: Piece, train: float, forward: float) -> float:
     options = piece.config
     if isinstance(options, LinearProbe):
         return 5 + ((options.probe.eval_images or _UNKNOWN) + (options.data.labels or _UNKNOWN)) * forward
+    if isinstance(options, Dense):  # whose fits take longer than its features: for each image to fit on about 10 passes
+        return 5 + (10 * options.images + options.eval_images) * forward
     if isinstance(options, Pretrain):  # whose arithmetic is not that of the bare encoder, which the speed is of
         vit = begun_by(piece)
         train *= flops_of(options, vit) / flops_an_image(Classifier(vit, [""]))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -26,17 +25,17 @@ from mpp.comparison.arms import (
     with_identity,
 )
 from mpp.comparison.budget import cost_of, plan
+from mpp.comparison.dense import identity_of_masks
 from mpp.comparison.equal import Options, with_equal_compute
-from mpp.comparison.pieces import Piece, finetune_piece, probe_piece, run_piece
+from mpp.comparison.findings import dense_findings, learning_curve, probe_findings, quality_curve, tuning_findings
+from mpp.comparison.pieces import Piece, dense_piece, finetune_piece, probe_piece, run_piece
 from mpp.comparison.rehearsal import rehearsed
 from mpp.comparison.report import Comparison, write_report
-from mpp.comparison.statistics import FINE_TUNED, Finding
 from mpp.config.checks import check_patches, texts
 from mpp.config.command_line import options_of, parse, write_toml
 from mpp.config.commands import Ablate, Compare, Pretrain, Pretraining, Scaling, Supervised
 from mpp.config.derived import height_width
 from mpp.config.options import LabelledData
-from mpp.config.presets import read_toml
 from mpp.data.identity import Identity
 from mpp.data.images import Images, bands_of, open_images
 from mpp.data.loader import share_of
@@ -47,7 +46,7 @@ from mpp.errors import UserError, is_first_process, renamed
 from mpp.methods.classify import refuse_odd_pairs
 from mpp.models.backbone import Backbone
 from mpp.models.backbones import as_built, as_vit, build_vit, fitted, load_backbone, refuse_shape_options
-from mpp.run.folder import claimed, named_folder, read_metrics, refuse_other_options
+from mpp.run.folder import claimed, named_folder, refuse_other_options
 from mpp.run.log import LOG
 from mpp.run.stops import Stopped
 
@@ -80,12 +79,13 @@ def prepared(
     config = noted(dataclasses.replace(config, probe_labels=min(config.probe_labels, len(images))), images)
     check_ahead(config, arms_of(config, trained, output, img_sizes), accelerator)
     trained = with_equal_compute(config, trained, output, accelerator)
+    masks = identity_of_masks(config, accelerator)
     found = None
     if accelerator.is_main_process:  # one process looks at the images
         arms = [with_identity(arm) for arm in arms_of(config, trained, output, img_sizes)]
         found = arms, Identity.of(images, measured, labels=True)
     arms, data = broadcast_object_list([found])[0]
-    work = Work.of(config, arms, downstream or output, images, data)
+    work = Work.of(config, arms, downstream or output, images, data, masks)
     for piece in (piece for piece in work.pieces if not piece.changes):
         refuse_other_options(piece.folder, piece.config, remade=True)
     seconds = rehearsed(work.pieces, accelerator) if config.dry_run else {}
@@ -124,10 +124,19 @@ class Work:
     probes: dict[tuple[str, int], Piece]  # (arm, seed)
     tunings: dict[tuple[str, int, int], Piece]  # (arm, labels, seed)
     pretrain_seed: dict[int, int]  # of a downstream seed
+    dense: dict[tuple[str, int], Piece]  # (arm, seed): once for each pretraining seed
 
     @classmethod
-    def of(cls, config: Compare, arms: list[Arm], output: Path, images: Images, data: Identity) -> Work:
-        """The runs that options ask for.
+    def of(
+        cls,
+        config: Compare,
+        arms: list[Arm],
+        output: Path,
+        images: Images,
+        data: Identity,
+        masks: Identity | None = None,
+    ) -> Work:
+        """The runs that options ask for; `masks` are the images whose pixels are measured.
 
         Each pretraining seed has downstream seeds of its own, so that its results are independent of the others'.
         """
@@ -151,6 +160,12 @@ class Work:
                 for arm in starts
             },
             pretrain_seed={seed: pretrain_seeds(config)[k] for k, _, seed in seeds},
+            dense={
+                (arm, seed): dense_piece(config, starts[arm][k], seed, output, masks)
+                for arm in starts
+                for k, own, seed in seeds
+                if masks and own == config.seeds[0]
+            },
         )
 
     @staticmethod
@@ -164,7 +179,7 @@ class Work:
     def pieces(self) -> list[Piece]:
         """All runs, in the order in which they are made."""
         pretrainings = {piece.folder: piece for arm in self.arms for piece in arm.pretrainings}  # arms may share them
-        return [*pretrainings.values(), *self.probes.values(), *self.tunings.values()]
+        return [*pretrainings.values(), *self.probes.values(), *self.dense.values(), *self.tunings.values()]
 
 
 def do_what_is_missing(pieces: list[Piece], accelerator: Accelerator) -> None:
@@ -194,7 +209,11 @@ def collect(config: Compare, work: Work, images: Images) -> Comparison:
         config=config,
         classes=classes,
         arms=names,
-        findings=[*probe_findings(work), *tuning_findings(work)],
+        findings=[
+            *probe_findings(work.probes, work.pretrain_seed),
+            *dense_findings(work.dense, work.pretrain_seed),
+            *tuning_findings(work.tunings, work.pretrain_seed),
+        ],
         costs=[cost_of(arm.name, arm.inits, config, classes, channels) for arm in work.arms],
         curves={key: learning_curve(piece) for key, piece in work.tunings.items()},
         qualities={arm.name: [quality_curve(Path(init)) for init in dict.fromkeys(arm.inits)] for arm in work.arms},
@@ -346,55 +365,3 @@ def read_alike(config: Compare) -> Compare:
     data = config.data
     data = dataclasses.replace(data, channels=data.channels or channels, range=data.range or low_high)
     return dataclasses.replace(config, data=data)
-
-
-def learning_curve(piece: Piece) -> list[tuple[int, float]]:
-    """Held-out top-1 after steps, of a fine-tuning."""
-    return [(int(line["step"]), line["eval/top1"]) for line in read_metrics(piece.folder) if "eval/top1" in line]
-
-
-def quality_curve(run: Path) -> list[tuple[float, float]]:
-    """What a pretraining run's features were worth after seconds of training: the accuracy that --eval.probe measured
-    at its evaluations. Empty if it measured none, or is no run."""
-    if not ((run / "metrics.jsonl").exists() and (run / "config.toml").exists()):
-        return []
-    batch = int(read_toml(run / "config.toml")["train"]["batch_size"])
-    found, seconds, before = [], 0.0, 0.0
-    for line in read_metrics(run):
-        if speed := line.get("speed/images_per_second"):
-            seconds += (line["step"] - before) * batch / speed
-            before = line["step"]
-        if "eval/probe_top1" in line:
-            found.append((seconds, line["eval/probe_top1"]))
-    return found
-
-
-def probe_findings(work: Work) -> Iterator[Finding]:
-    """What the probes of frozen features found."""
-    for (arm, seed), piece in work.probes.items():
-        options: Any = piece.config
-        result, labels = piece.result(), options.data.labels  # asked for: unreadable images may be missing
-        found = {
-            (title, labels): result[f"eval/{name}"]
-            for name, title in {
-                "top1": "logistic regression",
-                "ridge_top1": "ridge regression",
-                "knn_top1": "k-NN",
-                "attentive_top1": "attentive probe",
-            }.items()
-            if f"eval/{name}" in result  # --probe.attentive may be off
-        }
-        for name, value in result.items():
-            if name.startswith("eval/few_shot") and name.endswith("_top1"):
-                shots = int(name.split("_")[2])
-                found[f"{shots} label{'s' if shots > 1 else ''} a class", shots * result["classes"]] = value
-        found["effective rank", labels] = result["effective_rank"]
-        for (title, count), value in found.items():
-            yield Finding(arm, title, count, seed, value, work.pretrain_seed[seed])
-
-
-def tuning_findings(work: Work) -> Iterator[Finding]:
-    """What the fine-tunings found."""
-    for (arm, _, seed), piece in work.tunings.items():
-        result = piece.result()
-        yield Finding(arm, FINE_TUNED, result["labels"], seed, result["eval/top1"], work.pretrain_seed[seed])

@@ -12,18 +12,20 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from mpp.commands.dense import run_dense
 from mpp.commands.finetune import run_finetuning
 from mpp.commands.linear_probe import run_probe
 from mpp.commands.pretrain import run_pretraining
 from mpp.commands.supervised import run_supervised
 from mpp.config.command_line import options_of
 from mpp.config.commands import Compare, FineTune, LinearProbe, Pretrain, Supervised
-from mpp.config.options import LabelledData, PooledModel
+from mpp.config.dense import Dense
+from mpp.config.options import LabelledData, MeasuredData, Model, PooledModel
 from mpp.data.identity import Identity
 from mpp.files import write_whole
 from mpp.models.backbones import digest_of
 
-Command = Pretrain | Supervised | LinearProbe | FineTune
+Command = Pretrain | Supervised | LinearProbe | FineTune | Dense
 
 
 _STAMP = "init.sha256"  # in a piece's folder: of the weights that it started from
@@ -83,6 +85,8 @@ def run_piece(options: Command, accelerator: Accelerator) -> dict[str, Any]:
         return run_supervised(config, accelerator)
     if isinstance(config, LinearProbe):
         return run_probe(config, accelerator)
+    if isinstance(config, Dense):
+        return run_dense(config, accelerator)
     return run_finetuning(config, accelerator)
 
 
@@ -120,6 +124,20 @@ def probe_piece(config: Compare, start: Start, seed: int, output: Path, images: 
         output=str(folder),
     )
     return Piece(f"frozen features of {start.arm}, seed {seed}", folder, probe, start.pretraining, images)
+
+
+def dense_piece(config: Compare, start: Start, seed: int, output: Path, images: Identity | None) -> Piece:
+    """Segmentation or depth from the frozen patches that an arm starts with."""
+    judge, of = config.dense, config.data
+    assert judge.path
+    folder = output / "dense" / start.arm / f"seed-{seed}"
+    data = MeasuredData(path=judge.path, label_column=judge.label_column, channels=of.channels, range=of.range)
+    own = {"model": options_of(Model, model_of(config, start)), "seed": seed, "output": str(folder)}
+    own |= {"precision": config.finetune.train.precision}
+    dense = options_of(Dense, judge, init=start.init, data=dataclasses.replace(data, workers=of.workers), **own)
+    return Piece(
+        f"{judge.task} from frozen patches of {start.arm}, seed {seed}", folder, dense, start.pretraining, images
+    )
 
 
 def finetune_piece(config: Compare, start: Start, labels: int, seed: int, output: Path, images: Identity) -> Piece:

@@ -14,7 +14,7 @@ from mpp.comparison.budget import kind_of
 from mpp.comparison.pieces import Command, Piece, run_piece
 from mpp.config.command_line import options_of
 from mpp.config.commands import Pretrain, Supervised
-from mpp.config.options import Optim, PooledModel
+from mpp.config.options import Optim
 from mpp.run.folder import holds_a_run
 from mpp.training.checkpoints import Start
 
@@ -71,6 +71,6 @@ def as_rehearsal(piece: Piece) -> Command:
     begun: Any = piece.after.config
     model = options.model
     if begun.init == "scratch":
-        own = {name: getattr(model, name) for name in ("pool", "dropout", "drop_path")}
-        model = options_of(PooledModel, begun.model, **own, img_size=model.img_size or begun.model.img_size)
+        own = {name: getattr(model, name) for name in ("pool", "dropout", "drop_path") if hasattr(model, name)}
+        model = options_of(type(model), begun.model, **own, img_size=model.img_size or begun.model.img_size)
     return dataclasses.replace(options, init=begun.init, model=model)

@@ -210,7 +210,19 @@ def frozen_note(found: Comparison) -> str:
     return (
         f"The backbones before fine-tuning; scratch has random weights. Features ({found.config.finetune.model.pool}) "
         f"are taken after block: {layers}. Regressions on all labels choose their penalty on a held-out fifth of them; "
-        f"with few labels the penalty is fixed."
+        f"with few labels the penalty is fixed.{of_pixels(found.config)}"
+    )
+
+
+def of_pixels(config: Compare) -> str:
+    """How pixels are measured, if they are."""
+    judge = config.dense
+    if judge.path is None:
+        return ""
+    figure = "mean IoU of its classes" if judge.task == "segmentation" else "share of pixels whose depth is within 1.25"
+    return (
+        f" The rows of {judge.task} are of {judge.path}: {figure}, from patch tokens after block {judge.layer}, by a "
+        f"linear layer and by k-NN, one run for each pretraining seed; their labels are images with a mask."
     )
 
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from mpp.comparison.ablate import JUDGE, as_compare, changed, protocols_of, value_cells
 from mpp.comparison.arms import trained_here
 from mpp.comparison.budget import cost_of
-from mpp.comparison.compare import Work, finished, prepared, probe_findings, read_alike, with_label
+from mpp.comparison.compare import Work, finished, prepared, read_alike, with_label
+from mpp.comparison.findings import probe_findings
 from mpp.comparison.plots import paint_scaling, paint_shares
 from mpp.comparison.power_law import PowerLaw, pareto_front, power_law
 from mpp.comparison.report import Block, Table, as_markdown, escaped, results_csv
@@ -74,7 +75,7 @@ def study_data(config: Scaling, compare: Compare, output: Path, accelerator: Acc
     work = prepared(choosing, every, place, accelerator, downstream=place / "choosing")
     if not finished(work, config, output, accelerator, lambda: ""):
         return
-    findings = [finding for finding in probe_findings(work) if finding.protocol == JUDGE]
+    findings = [finding for finding in probe_findings(work.probes, work.pretrain_seed) if finding.protocol == JUDGE]
     worth = {finding.arm: finding.value for finding in findings}
     chosen = {share: max(one, key=lambda name: worth[name]) for share, one in tried.items()}
     measured = prepared(compare, {name: every[name] for name in chosen.values()}, place, accelerator)
@@ -117,7 +118,7 @@ def named_changes(option: str, entry: str, words: Sequence[str]) -> dict[str, st
 def write_compute(output: Path, config: Scaling, work: Work, curves: dict[str, Trainings]) -> str:
     """Write scaling.md, scaling.png and compute.csv; returns the text for the terminal."""
     classes, channels = len(work.images.label_names or []), bands_of(work.images).channels or 3
-    findings = list(probe_findings(work))
+    findings = list(probe_findings(work.probes, work.pretrain_seed))
     labels = next(finding.labels for finding in findings if finding.protocol == JUDGE)
     costs = {arm.name: cost_of(arm.name, arm.inits, work.config, classes, channels) for arm in work.arms}
     flops = {name: cost.pretraining_flops or 0 for name, cost in costs.items()}
@@ -159,7 +160,7 @@ def sentences(laws: dict[str, PowerLaw]) -> list[str]:
 
 def write_data(output: Path, config: Scaling, work: Work, chosen: dict[str, str]) -> str:
     """Write data.md, data.png and data.csv; returns the text for the terminal."""
-    findings = list(probe_findings(work))
+    findings = list(probe_findings(work.probes, work.pretrain_seed))
     protocols = protocols_of(findings)
     labels = next(labels for name, labels in protocols if name == JUDGE)
     rows = [[share, name.partition(" ")[2], *value_cells(findings, name, protocols)] for share, name in chosen.items()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mpp.config.bounds import Count, Once, OneOf, Share, UpTo1, Whole, but
-from mpp.config.dense import Dense
+from mpp.config.dense import Dense, PixelJudge
 from mpp.config.options import (
     Augment,
     Corrupt,
@@ -182,6 +182,7 @@ class Compare(Place):
     """Seeds of fine-tuning: choice of labels, head, order, augmentation, weights of scratch. All arms share them."""
     probe: Probe = but(Probe, eval_images=2000)
     probe_labels: Count = 2000  # Training labels of the probes of frozen features, at most.
+    dense: PixelJudge = but(PixelJudge)
     pretrain: Pretraining = but(Pretraining, train=Train(steps=800), eval=PretrainEval(every=200))
     finetune: FineTuning = but(
         FineTuning,
@@ -429,6 +430,6 @@ class Cache:
 
 
 Trained = Pretrain | Supervised | FineTune
-Run = Trained | LinearProbe  # each leaves a run's folder
+Run = Trained | LinearProbe | Dense  # each leaves a run's folder
 Plain = Convert | Pack | Cache | Doctor  # each does without devices
-AnyCommand = Run | Compare | Ablate | Scaling | Look | Predict | Embed | Dense | Plain
+AnyCommand = Run | Compare | Ablate | Scaling | Look | Predict | Embed | Plain

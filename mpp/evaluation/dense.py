@@ -78,8 +78,7 @@ def fit_classes(
     their pixels (M, K). AdamW from zero, cosine decay after a warm-up of a twentieth of the steps."""
     mean, std = (part.to(device) for part in statistics(tokens))
     kept = shares.sum(1).nonzero()[:, 0]  # others have no pixel that counts
-    batch = min(BATCH, len(kept))
-    steps = max(FEWEST_STEPS, PASSES * len(kept) // batch)
+    batch, steps = min(BATCH, len(kept)), steps_for(len(kept))
     rates, decays = (torch.tensor(each, device=device)[:, None, None] for each in zip(*recipes, strict=True))
     weight = torch.zeros(len(recipes), tokens.shape[1], shares.shape[1], device=device, requires_grad=True)
     bias = torch.zeros(len(recipes), 1, shares.shape[1], device=device, requires_grad=True)
@@ -97,6 +96,11 @@ def fit_classes(
             for now, then in zip((weight, bias), before, strict=True):
                 now.copy_(then * (1 - warm * rates * decays) + warm * rates * (now - then))
     return [Linear(mean, std, w, b[0]) for w, b in zip(weight.detach(), bias.detach(), strict=True)]
+
+
+def steps_for(patches: int) -> int:
+    """The steps of a fit on so many patches."""
+    return max(FEWEST_STEPS, PASSES * patches // min(BATCH, patches))
 
 
 def _batches(kept: Tensor, batch: int, steps: int, seed: int) -> Iterable[Tensor]:

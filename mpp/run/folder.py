@@ -24,8 +24,8 @@ from torchvision.utils import make_grid
 
 from mpp.config.bounds import Mark, Options, marked, option_name
 from mpp.config.command_line import differences, flattened, write_toml
-from mpp.config.commands import LinearProbe, Run, Trained
-from mpp.config.options import Seeded
+from mpp.config.commands import Run, Trained
+from mpp.config.options import Seeded, Training
 from mpp.errors import UserError
 from mpp.files import as_json, clear_drafts, draft_of, is_special, write_whole
 from mpp.run.command import quoted, spelled
@@ -199,7 +199,7 @@ def refuse_other_options(folder: Path, config: Run, *, remade: bool = False) -> 
 
     --resume-anyway insists. With `remade`, more steps are another run, too: one to be made again, not to go on with.
     """
-    if not isinstance(config, LinearProbe) and config.resume_anyway:
+    if isinstance(config, Training) and config.resume_anyway:
         return
     if not (folder / "config.toml").exists():
         if (folder / "checkpoints").exists():
@@ -255,7 +255,7 @@ def prepared_output(config: Run, command: str, resume: bool, accelerator: Accele
             with nullcontext() if config.dry_run else LOG.into(folder):
                 yield folder
         except Stopped as stop:
-            if not isinstance(config, LinearProbe) and not config.dry_run and holds_a_run(folder):
+            if isinstance(config, Training) and not config.dry_run and holds_a_run(folder):
                 stop.way_on = how_to_resume(command, stop.step, folder, config)
             raise
 

@@ -199,3 +199,14 @@ def test_what_cannot_work_is_refused_before_anything_is_computed(tmp_path):
 
 def test_the_colours_of_classes_differ():
     assert len({tuple(colour) for colour in colours_of(60).round(4)}) > 55
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, capsys, task):
+    found = dense(tmp_path / "out", images=40, eval_images=12, task=task, dry_run=True)
+    said = capsys.readouterr().out
+    assert "40 to fit on, 12 to measure on" in said
+    assert "nothing is written into" in said
+    assert found["seconds"] > 0
+    assert found["dry_run"]
+    assert not (tmp_path / "out").exists()

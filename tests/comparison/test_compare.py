@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 from mpp.comparison.arms import arms_of, trained_here
-from mpp.comparison.compare import adopted, quality_curve
+from mpp.comparison.compare import adopted
 from mpp.comparison.equal import flops_of, with_equal_compute
+from mpp.comparison.findings import quality_curve
 from mpp.comparison.plots import paint_curves
 from mpp.comparison.report import as_html, as_markdown, escaped
 from mpp.comparison.statistics import Finding, cell_values, difference, interval, verdict
@@ -491,3 +492,43 @@ def test_wrong_arms_are_named(tmp_path, monkeypatch, options, says):
     Path("cut.toml").write_text("[visible]\nkeep = 1.5\n")
     with pytest.raises(UserError, match=says):
         compare(tmp_path / "none", *options)
+
+
+def test_every_arm_is_judged_by_segmentation_once_a_pretraining_seed(tmp_path, capsys):
+    judge = [
+        "--dense.path",
+        "shapes",
+        "--dense.label-column",
+        "colour",
+        "--dense.images",
+        "20",
+        "--dense.eval-images",
+        "6",
+    ]
+    options = [*judge, "--arms", "scratch", "mpp", "--labels", "16", "--seeds", "0"]
+    compare(tmp_path / "none", *options, "--dry-run")
+    said = capsys.readouterr().out
+    assert "segmentation from frozen patches of MPP, seed 0" in said
+    assert not (tmp_path / "none").exists()
+    compare(tmp_path / "judged", *options)
+    found = {
+        (row["arm"], row["protocol"]): row for row in rows(tmp_path / "judged") if "segmentation" in row["protocol"]
+    }
+    for arm in ("scratch", "MPP"):
+        folder = tmp_path / "judged" / "dense" / arm / "seed-0"
+        result = json.loads((folder / "result.json").read_text())
+        assert float(found[arm, "segmentation"]["value"]) == result["eval/miou"]
+        assert float(found[arm, "segmentation by k-NN"]["value"]) == result["eval/knn_miou"]
+        assert (folder / "sheet.png").exists()
+    assert {row["labels"] for row in found.values()} == {"20"}
+    assert "segmentation, 20 labels" in (tmp_path / "judged" / "report.md").read_text()
+    capsys.readouterr()
+    compare(tmp_path / "judged", *options)
+    assert "[" not in re.sub(r"(?s)\| .*", "", capsys.readouterr().out)  # nothing is made again
+
+
+def test_masks_that_are_not_there_end_a_comparison_before_it_trains(tmp_path):
+    put(tmp_path / "set" / "images" / "0.png", 3)
+    with pytest.raises(UserError, match=r"of --dense.path .*set without one in a folder masks \(--dense.masks\)"):
+        compare(tmp_path / "none", "--dense.path", str(tmp_path / "set"), "--arms", "scratch", "mpp")
+    assert not (tmp_path / "none" / "pretrain").exists()
