@@ -125,8 +125,8 @@ class FileMaps:
         """What is said of images without a map."""
         first = [printable(str(path)) for path in self.candidates(missing[0])]
         return UserError(
-            f"{counted(len(missing), 'image')} of --data.path {self.root} without one in a folder {self.config.masks} "
-            f"(--masks), the first: {self.images.where(missing[0])}; it would be {' or '.join(first[:3])}"
+            f"--data.path {self.root}: {counted(len(missing), 'image')} without a mask, the first: "
+            f"{self.images.where(missing[0])}; it would be {' or '.join(first[:3])} (--masks names other folders)"
         )
 
     def _place(self, number: int) -> Path:

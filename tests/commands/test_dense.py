@@ -163,7 +163,7 @@ def test_pixels_with_the_ignored_value_count_for_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda root: (root / "masks/3.png").unlink(), r"1 image of .* without one in a folder masks .*images/3\.bmp"),
+        (lambda root: (root / "masks/3.png").unlink(), r"1 image without a mask, .*images/3\.bmp; .*masks/3\.png"),
         (
             lambda root: Image.new("L", (9, 9)).save(root / "masks/2.png"),
             r"masks/2\.png is 9 x 9, and its image .* 32 x 24",

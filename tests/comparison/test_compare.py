@@ -529,6 +529,6 @@ def test_every_arm_is_judged_by_segmentation_once_a_pretraining_seed(tmp_path, c
 
 def test_masks_that_are_not_there_end_a_comparison_before_it_trains(tmp_path):
     put(tmp_path / "set" / "images" / "0.png", 3)
-    with pytest.raises(UserError, match=r"of --dense.path .*set without one in a folder masks \(--dense.masks\)"):
+    with pytest.raises(UserError, match=r"--dense.path .*set: 1 image without a mask, .*\(--dense.masks names"):
         compare(tmp_path / "none", "--dense.path", str(tmp_path / "set"), "--arms", "scratch", "mpp")
     assert not (tmp_path / "none" / "pretrain").exists()
