@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from mpp.config.commands import Cache
+from mpp.config.using import Cache
 from mpp.data.cache import Entry, cache_folder, clear_marks, entries, gigabytes, refuse_untrusted
 from mpp.errors import UserError, counted, printable
 

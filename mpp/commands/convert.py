@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mpp.config.commands import Convert
+from mpp.config.using import Convert
 from mpp.errors import UserError, first_line, listed
 from mpp.files import write_whole
 from mpp.methods.classify import Classifier, load_classifier

@@ -13,8 +13,8 @@ import torch
 from mpp.commands.advice import Seen, advised, as_line
 from mpp.commands.embed import embeddings
 from mpp.commands.twins import FLAT, Twins
-from mpp.config.commands import Doctor
 from mpp.config.options import Source
+from mpp.config.using import Doctor
 from mpp.data.bands import RANGES, Bands
 from mpp.data.examine import Examined, examine
 from mpp.data.images import Images, open_images, with_bands

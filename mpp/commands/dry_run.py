@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from mpp.config.commands import FineTune, Predict
+from mpp.config.commands import FineTune
 from mpp.config.options import Data, Rehearsed
+from mpp.config.using import Predict
 from mpp.data.augment import normalise
 from mpp.data.loader import Batch
 from mpp.errors import counted

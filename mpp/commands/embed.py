@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mpp.commands.downstream import as_taken_by, block_number
 from mpp.commands.dry_run import forward_sample, told_model
 from mpp.commands.embed_views import write_components, write_nearest, write_projector
-from mpp.config.commands import Embed
+from mpp.config.using import Embed
 from mpp.data.augment import normalise
 from mpp.data.batches import note_unreadable, refuse_too_many
 from mpp.data.images import bands_of

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
-from mpp.config.commands import Embed
+from mpp.config.using import Embed
 from mpp.data.augment import View, normalise
 from mpp.data.bands import displayed
 from mpp.data.decode import Unreadable, open_image

@@ -14,8 +14,8 @@ from torch import Tensor
 from mpp.commands.downstream import as_taken_by
 from mpp.commands.look_patches import look_at_patches
 from mpp.commands.reopened import held_out_of, reopened, run_of
-from mpp.config.commands import Look
 from mpp.config.options import Data
+from mpp.config.using import Look
 from mpp.data.augment import normalise
 from mpp.data.images import Images
 from mpp.data.parts import Parts

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpp.config.commands import Look
 from mpp.config.derived import target_parts
+from mpp.config.using import Look
 from mpp.errors import UserError
 from mpp.evaluation.calibration import calibration_error, calibration_table
 from mpp.figures.gallery import Gallery

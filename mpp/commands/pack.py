@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.commands.dry_run import report
-from mpp.config.commands import Pack
+from mpp.config.using import Pack
 from mpp.data.decode import Unreadable
 from mpp.data.images import Images, open_images
 from mpp.data.packing import decoded, fingerprint, pack, verify

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 
 from mpp.commands.downstream import as_taken_by, new_to
 from mpp.commands.dry_run import rehearse_prediction
-from mpp.config.commands import Predict
 from mpp.config.options import Data
+from mpp.config.using import Predict
 from mpp.data.batches import note_unreadable, refuse_too_many
 from mpp.data.images import HeldOut, Images
 from mpp.data.loader import Batch

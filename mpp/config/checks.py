@@ -11,15 +11,10 @@ from mpp.config.command_line import flattened
 from mpp.config.commands import (
     Ablate,
     Compare,
-    Convert,
     Dense,
-    Doctor,
-    Embed,
     FineTune,
     FineTuning,
     LinearProbe,
-    Look,
-    Predict,
     Pretrain,
     Pretraining,
     Scaling,
@@ -29,6 +24,7 @@ from mpp.config.derived import cells_a_side, height_width, is_resnet, num_corrup
 from mpp.config.options import Augment, Data, MeasuredData, Model, Rehearsed, Source, Training
 from mpp.config.own import is_own
 from mpp.config.schedule import refuse_epochs, warn_of_long_warmup
+from mpp.config.using import Convert, Doctor, Embed, Look, Predict
 from mpp.errors import UserError, renamed
 
 
