@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from mpp.comparison.power_law import PowerLaw
 from mpp.comparison.statistics import FINE_TUNED, Finding, cell_values, difference, interval
@@ -149,7 +150,7 @@ def paint_scaling(
             continue
         grid = np.geomspace(each[0][0], each[-1][0], 50)
         axes.plot(grid, 100 * laws[curve].accuracy(grid), color=style["color"], linewidth=1)
-        axes.plot([], [], label=f"{curve}: error ~ compute$^{{-{laws[curve].exponent:.2f}}}$", **style)
+        axes.plot([], [], label=f"{curve}: error ~ compute$^{{{-laws[curve].exponent:.2f}}}$", **style)
         if (band := laws[curve].band(grid)) is not None:
             axes.fill_between(grid, 100 * band[0], 100 * band[1], color=style["color"], alpha=0.15, linewidth=0)
     axes.step(*zip(*((x, 100 * y) for x, y in front), strict=True), where="post", color="grey", ls="--", label="Pareto")
@@ -215,6 +216,8 @@ def paint_against_size(panels: dict[str, dict[str, list[tuple[int, float]]]], yl
         axes.set_xticks(sides, [str(side) for side in sides])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
+    figure.axes[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # of both: the axis is shared
+    figure.axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     figure.axes[0].set_ylabel(ylabel)
     figure.axes[0].legend(fontsize="small")
     figure.supxlabel(note, fontsize="x-small", color="#444444")

@@ -154,7 +154,7 @@ def sentences(laws: dict[str, PowerLaw]) -> list[str]:
     found = []
     for curve, law in laws.items():
         spread = "one seed: no interval" if law.low is None else f"95 % interval {law.low:.3f} to {law.high:.3f}"
-        found.append(f"{curve}: the error falls as compute to the power of -{law.exponent:.3f} ({spread}).")
+        found.append(f"{curve}: the error falls as compute to the power of {-law.exponent:.3f} ({spread}).")
     return found
 
 
