@@ -52,7 +52,8 @@ class Setting:
                 program([*line, "--dry-run"])
         elif not any((output / done).exists() for done in ("result.json", "book.done")):
             print(f"\n{shown}")
-            program(line)
+            if program(line) == {}:  # of a command that a signal stopped
+                raise SystemExit(f"stopped: the same command goes on with {self.output}")
             (output / "book.done").touch()
         return output, shown
 

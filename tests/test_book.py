@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from recipes.book import PARTS, main
 from tests.helpers import reset_accelerate
 
@@ -33,3 +35,11 @@ def test_a_part_has_claim_figure_number_and_command_and_is_not_made_twice(tmp_pa
             "references",
         )
     ]
+
+
+def test_a_stopped_part_ends_the_book_and_is_not_taken_for_done(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.book.command", lambda name: lambda line: {})
+    (tmp_path / "book" / "pretrained").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        main(["--only", "masked", "--output", str(tmp_path / "book")])
+    assert not list(tmp_path.rglob("book.done"))
