@@ -127,11 +127,13 @@ def inside(setting: Setting) -> list[Block]:
     run, line = setting.run("look", "look", "--init", init, *beside)
     if setting.dry_run:
         return []
-    with (run / "distance.csv").open(encoding="utf-8") as file:
-        pixels: dict[str, list[float]] = {}
-        for row in csv.DictReader(file):
-            pixels.setdefault(row["block"], []).append(float(row["pixels"]))
-    header, means = list(pixels), [f"{sum(each) / len(each):.1f}" for each in pixels.values()]
+    rows = []
+    for model, name in (("plain", "distance.csv"), ("hybrid", "distance-beside.csv")):
+        with (run / name).open(encoding="utf-8") as file:
+            pixels: dict[str, list[float]] = {}
+            for row in csv.DictReader(file):
+                pixels.setdefault(row["block"], []).append(float(row["pixels"]))
+        rows.append([model, *(f"{sum(each) / len(each):.1f}" for each in pixels.values())])
     return [
         ("h2", "Inside (figure 7, appendix D.7)"),
         ("p", "Claim: the filters are a basis for the fine structure of a patch."),
@@ -142,7 +144,7 @@ def inside(setting: Setting) -> list[Block]:
             "p",
             "Claim: heads look further with depth, some of the first blocks everywhere; a hybrid starts higher.",
         ),
-        ("table", (["block", *header], [["mean attention distance, pixels", *means]])),
+        ("table", (["mean attention distance in pixels, by block", *pixels], rows)),
         ("figure", (run / "distance.png", "Mean attention distance by depth")),
         ("p", "Claim: the model attends to what matters for the class (there: of a supervised model)."),
         ("figure", (run / "rollout.png", "Attention rollout")),
@@ -273,7 +275,8 @@ def dense(setting: Setting) -> list[Block]:
     rows, pictures, lines = [], [], []
     for task, measure in (("segmentation", "eval/miou"), ("depth", "eval/depth_rmse")):
         for name, init in {"pretrained": pretrained(setting), "random weights": "scratch"}.items():
-            words = ("--init", init, "--data.path", "shapes", "--task", task)
+            words = ["--init", init, "--data.path", "shapes", "--task", task]
+            words += ["--data.label-column", "colour"] if task == "segmentation" else []
             run, line = setting.run(f"dense-{task}-{name.split()[0]}", "dense", *words)
             if setting.dry_run:
                 continue
