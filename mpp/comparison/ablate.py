@@ -77,7 +77,7 @@ def changed(options: Any, changes: dict[str, str], option: str, name: str) -> An
         check_bounds(found)
         if isinstance(found, Pretrain):
             check_pretraining(found)
-        else:
+        elif isinstance(found, Supervised):
             refuse_odd_shape(found.model)
     return found
 

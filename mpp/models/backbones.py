@@ -67,7 +67,7 @@ def build_vit(model: Model, channels: int = 3, pixel_range: tuple[float, float] 
 
 def class_of(arguments: Mapping[str, Any]) -> type[ViT | ResNet]:
     """The class of the backbone that a config.json describes."""
-    return ResNet if arguments.get("variant") in RESNETS else ViT
+    return ResNet if arguments.get("variant") in list(RESNETS) else ViT
 
 
 def as_vit(backbone: Backbone, init: str, why: str) -> ViT:

@@ -12,6 +12,7 @@ from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 
 from mpp.config.commands import Trained
+from mpp.config.options import PretrainEval
 from mpp.data.bands import displayed
 from mpp.data.loader import Batch
 from mpp.data.streams import Positions
@@ -24,7 +25,6 @@ from mpp.training.flops import peak_flops
 from mpp.training.job import Job
 from mpp.training.learner import Learner
 
-_SHOWN = 24  # images of the first batch
 _NO_SHARES = {"eval/loss", "eval/effective_rank"}  # other metrics of an evaluation are shares, told in percent
 
 
@@ -75,9 +75,10 @@ class Progress:
 
     def show(self, batch: Batch) -> None:
         """Some images of the first batch as the model is given them, to TensorBoard and other trackers."""
-        if self.accelerator.is_main_process:
+        count = getattr(self.config.eval, "pictures", PretrainEval.pictures)
+        if self.accelerator.is_main_process and count:
             with self.clock.paused():
-                images, _ = self.job.look({name: values[:_SHOWN].cpu() for name, values in batch.items()})
+                images, _ = self.job.look({name: values[:count].cpu() for name, values in batch.items()})
                 shown = torch.from_numpy(images[:, displayed(images.shape[1])])
                 self.records.sheet("first_batch", make_grid(shown, nrow=8, padding=4, pad_value=255), self.step)
 

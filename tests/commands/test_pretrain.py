@@ -98,7 +98,7 @@ def test_tensorboard_has_scalars_pictures_and_hyper_parameters(finished):
     assert {"train/loss", "eval/bin_accuracy", "optim/lr", "speed/images_per_second"} <= set(tags["scalars"])
     recorded = [event.value for event in events.Scalars("train/loss")]
     assert np.allclose(recorded, losses(read_metrics(finished)))
-    assert len(tags["images"]) == 1
+    assert set(tags["images"]) == {"first_batch", "samples/input_corrupted_predicted_true"}
     plugins = events.summary_metadata
     assert any(metadata.plugin_data.plugin_name == "hparams" for metadata in plugins.values())
 
@@ -444,9 +444,10 @@ def test_the_quickstart_preset_is_the_default():
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset):
     from mpp.config.checks import check
-    from mpp.config.commands import Ablate, Compare, FineTune, Scaling
+    from mpp.config.commands import Ablate, Compare, FineTune, Scaling, Supervised
 
     kinds = {"finetune": FineTune, "compare": Compare, "evidence": Compare, "ablate": Ablate, "scaling": Scaling}
+    kinds |= {"vtab": FineTune, "bit": Supervised}
     kind = kinds.get(preset.stem.split("-")[0], Pretrain)
     wanted = ["--init", "runs/x"] if read_toml(preset).get("init") == "" else []  # the preset goes on from weights
     check(parse(kind, ["--config", str(preset), *wanted]))

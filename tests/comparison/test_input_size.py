@@ -87,7 +87,7 @@ def test_backbones_take_turns():
     ("words", "says"),
     [
         (["--backbones", "huge"], "--backbones 'huge' at 16 pixels: invalid choice"),
-        (["--backbones", "nano patch_size=5"], "--backbones 'nano patch_size=5' at 16 pixels: "),
+        (["--backbones", "nano patch_size=5"], "--backbones nano patch_size=5: --model.img-size 16 is not a multiple"),
         (["--backbones", "nano depth"], "must be OPTION=VALUE"),
         (["--rounds", "0"], "--rounds 0 must be above 0"),
     ],

@@ -253,7 +253,7 @@ def in_big_visions_names(name: str) -> str:
     return name.replace("Transformer/posembed_input/pos_embedding", "pos_embedding")
 
 
-def test_an_npz_that_holds_objects_a_bomb_or_a_stem_is_refused(tmp_path: Path) -> None:
+def test_an_npz_that_holds_objects_a_bomb_or_half_a_stem_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     np.savez(file, **{"embedding/kernel": np.array([{}], dtype=object)})
     assert "allow_pickle" in refused(str(file))
@@ -261,7 +261,10 @@ def test_an_npz_that_holds_objects_a_bomb_or_a_stem_is_refused(tmp_path: Path) -
     assert "it unpacks to 0.0 GiB, more than 4 times its size" in refused(str(file))
     model = TimmViT(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
     np.savez(file, **to_jax(model.state_dict(), heads=3), **{"conv_root/kernel": np.zeros(1)})
-    assert "it has conv_root/kernel, which our ViT does not have" in refused(str(file))
+    assert "conv_root/kernel is (1,), and a convolution's weights have four axes" in refused(str(file))
+    lonely = {"conv_root/kernel": np.zeros((7, 7, 3, 64))}  # a hybrid's ResNet without its stages
+    np.savez(file, **to_jax(model.state_dict(), heads=3), **lonely)
+    assert "our patches are squares of an image" in refused(str(file))
 
 
 def test_lies_of_a_folder_are_refused_before_memory_is_taken(tmp_path: Path) -> None:

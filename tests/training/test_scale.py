@@ -167,7 +167,7 @@ def test_a_sharded_run_resumes_to_the_last_bit_also_on_one_process_to_rounding(s
 
 def test_a_full_disk_is_told_by_all_and_leaves_no_draft(tmp_path):
     line = shlex.join(command(*OPTIONS, "--output", str(tmp_path), launcher=launcher("two-cpu-processes-fsdp2")))
-    limited = f"ulimit -f 60; exec {line}"  # 60 KiB a file: enough for metrics, too little for a shard
+    limited = f"ulimit -f 120; exec {line}"  # 120 KiB a file: enough for pictures, too little for a shard
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=180)
     assert done.returncode != 0
     for rank in (0, 1):

@@ -74,6 +74,8 @@ def from_jax(arrays: dict[str, np.ndarray]) -> tuple[Tensors, int]:
     for name, array in inside.items():
         if stem := _stem_in_timms_names(name):
             tensor = torch.from_numpy(np.array(array))
+            if name.endswith("kernel") and tensor.ndim != 4:
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, and a convolution's weights have four axes")
             tensors[stem] = rearrange(tensor, "p q c d -> d c p q") if name.endswith("kernel") else tensor.flatten()
             continue
         found, ours = next(((m, ours) for pattern, ours in patterns.items() if (m := pattern.match(name))), (None, ""))
